@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from rackscale.events import Event, Input, Plan
+from rackscale.events import Input, Plan
 from rackscale.fleet.state import FleetState
 
 
@@ -26,10 +26,102 @@ class Executor(Protocol):
         """Act on a plan that is already in the journal. Must not block for longer than starting processes takes."""
 
     def poll(self, deadline_s: float | None) -> Sequence[Input]:
-        """The next events, in time order; `[Ticked]` when `deadline_s` passes first; empty when nothing can happen.
+        """The next events, in time order.
 
-        A real executor returns within a fraction of a second even when nothing happened (with an empty list).
+        `[Ticked]` when `deadline_s` passes first, or, from a real executor, within a fraction of a second when
+        nothing happened. The twin answers with an empty list when nothing can happen any more.
         """
 
     def close(self) -> None:
         """Let go of resources; running gangs go on."""
+
+
+class Log(Protocol):
+    """Where cycles are written before anything acts."""
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Make these events durable, all or none. Returns when they are."""
+
+
+class Controller:
+    """Drives one executor from one state.
+
+    `listeners` are called with every event in order, after it is in the log and before a plan is acted on.
+    """
+
+    def __init__(
+        self,
+        state: FleetState,
+        executor: Executor,
+        log: Log | None = None,
+        listeners: Iterable[Callable[[Event], None]] = (),
+    ) -> None:
+        self.state, self.executor, self.log = state, executor, log
+        self.listeners = tuple(listeners)
+
+    def step(self, deadline_s: float | None = None) -> Plan:
+        """Wait for events until `deadline_s` or the state's own timer, whichever is first, and run one cycle."""
+        wake_at_s = self.state.wake_at_s
+        if deadline_s is None or (wake_at_s is not None and wake_at_s < deadline_s):
+            deadline_s = wake_at_s
+        return self.cycle(self.executor.poll(deadline_s))
+
+    def cycle(self, inputs: Sequence[Event]) -> Plan:
+        """Fold, decide, write, act. A cycle in which nothing is due leaves no trace of the time that passed."""
+        events = self.fold(inputs)
+        state = self.state
+        if not state.dirty and (state.wake_at_s is None or state.now_s < state.wake_at_s):
+            self._write(events)
+            return Plan(at_s=state.now_s, wake_at_s=state.wake_at_s)
+        plan = decide(state, state.now_s)
+        decided = Decided(at_s=state.now_s, plan=plan)
+        events.append(decided)
+        self._write(events)
+        state.fold(decided)
+        if plan.actions:
+            self.executor.apply(plan)
+        return plan
+
+    def fold(self, inputs: Sequence[Event]) -> list[Event]:
+        """Take the inputs into the state; returns those that count.
+
+        Bare ticks before the timer are dropped: they are not written, so that they must not be seen either.
+        """
+        state = self.state
+        events: list[Event] = []
+        for event in inputs:
+            if type(event) is Ticked and (state.wake_at_s is None or event.at_s < state.wake_at_s):
+                continue
+            state.fold(event)
+            events.append(event)
+        return events
+
+    def _write(self, events: list[Event]) -> None:
+        if not events:
+            return
+        if self.log is not None:
+            self.log.append(events)
+        for listener in self.listeners:
+            for event in events:
+                listener(event)
+
+
+def replay(
+    events: Iterable[Event], *, state: FleetState | None = None
+) -> Iterable[tuple[Decided, Plan, FleetState]]:
+    """Run recorded inputs through the control loop's own decisions.
+
+    Yields (recorded, decided again, state before it is folded) for every recorded decision; the two plans are equal
+    byte for byte (`encode`) when nothing in the scheduler changed. The recorded plan is folded, so that one
+    difference does not hide the next.
+    """
+    state = state or FleetState()
+    for event in events:
+        if isinstance(event, Decided):
+            yield event, decide(state, event.at_s), state
+        state.fold(event)
+
+
+def same(recorded: Decided, plan: Plan) -> bool:
+    """Whether a decision made again is the recorded one, byte for byte."""
+    return encode(Decided(at_s=recorded.at_s, plan=plan)) == encode(recorded)

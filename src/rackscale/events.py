@@ -45,7 +45,9 @@ class DomainSpec(Struct, frozen=True, kw_only=True):
     usd_per_gpu_hour: float | None = None
 
 
-Cause = Literal["preempted", "drained", "node-failure", "program-failed", "cancelled", "finished", "superseded"]
+Cause = Literal[
+    "preempted", "drained", "node-failure", "program-failed", "cancelled", "finished", "superseded"
+]
 
 
 class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):

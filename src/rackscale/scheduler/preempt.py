@@ -1,0 +1,203 @@
+"""Clearing room for a gang that topology keeps waiting: which domains, and whom to send away.
+
+The price of a victim is the work since its last checkpoint plus its restart, in GPU-seconds, plus what its owner says
+an eviction costs. Per domain the cheapest set of victims is exact; over domains, the `policy.candidate_domains` with
+the fewest nodes to clear are priced. Ties go to the lower priority, then to the younger gang.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rackscale.events import Binding, Segment
+from rackscale.fleet.gangs import DAY_S, Gang, Status
+from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
+from rackscale.fleet.state import FleetState
+from rackscale.fleet.topology import Group
+from rackscale.workload import Job
+
+GIVE_UP = 4
+"""Domains without a lawful set of victims that are looked at per wanted candidate, before the search ends."""
+
+Price = tuple[float, int, float]
+"""GPU-seconds lost, sum of victims' priorities, sum of their ages in seconds: smaller is better."""
+FREE: Price = (0.0, 0, 0.0)
+
+
+class Clearing(NamedTuple):
+    """Nodes to claim and the gangs that must leave them."""
+
+    binding: Binding
+    victims: tuple[str, ...]
+    price: Price
+
+
+class Cost(NamedTuple):
+    """What evicting one gang costs now, GPU-seconds by part."""
+
+    lost_gpu_s: float
+    restart_gpu_s: float
+    penalty_gpu_s: float
+
+    @property
+    def total(self) -> float:
+        return self.lost_gpu_s + self.restart_gpu_s + self.penalty_gpu_s
+
+
+def cost(state: FleetState, gang: Gang, now_s: float) -> Cost:
+    """Price of stopping the gang now."""
+    job = state.jobs[gang.job]
+    gpus = state.gpus(gang)
+    return Cost(
+        lost_gpu_s=gang.at_risk_s(now_s) * gpus,
+        restart_gpu_s=job.durability.restart_s * gpus,
+        penalty_gpu_s=job.eviction_penalty_gpu_h * 3600.0,
+    )
+
+
+def guard(state: FleetState, gang: Gang, priority: int, now_s: float) -> str | None:
+    """Why the gang may not be evicted for somebody of `priority`, or None if it may."""
+    job, policy = state.jobs[gang.job], state.policy
+    if gang.status is not Status.RUNNING:
+        return "not-running"
+    if not job.preemptible or gang.priority >= priority:
+        return "priority"
+    assert gang.started_s is not None
+    if now_s - gang.started_s < max(policy.min_runtime_s, job.durability.restart_s):
+        return "minimum-run-time"
+    if gang.evicted_today(now_s) >= policy.max_evictions_per_day:
+        return "gang-budget"
+    queue = state.queues.get(job.queue)
+    if queue is not None and queue.max_evictions_per_day is not None:
+        day, count = state.queue_evictions.get(job.queue, (-1, 0))
+        if day == int(now_s // DAY_S) and count >= queue.max_evictions_per_day:
+            return "queue-budget"
+    return None
+
+
+class Clearer:
+    """Searches victims for one gang. Claims what it picks in the occupancy's what-if and takes it back."""
+
+    def __init__(self, state: FleetState, priority: int, now_s: float, leaving: set[str]) -> None:
+        self.state, self.priority, self.now_s = state, priority, now_s
+        self.leaving = leaving
+        """Gangs already told to leave in this cycle."""
+        self.victims: dict[str, None] = {}
+        self._budget: dict[str, int] = {}
+
+    def clear(self, job: Job) -> Clearing | None:
+        """The cheapest clearing over all clusters the job may use, or None."""
+        best: Clearing | None = None
+        occupancy = self.state.occupancy
+        for group in self.state.topology.groups(job.system, job.cluster):
+            if group.largest < job.shape.nodes_per_segment:
+                continue
+            mark = occupancy.mark()
+            self.victims = {}
+            found = self._clear_in(group, job)
+            occupancy.rollback(mark)
+            if found is not None and (best is None or found.price < best.price):
+                best = found
+        return best
+
+    def _clear_in(self, group: Group, job: Job) -> Clearing | None:
+        state, shape = self.state, job.shape
+        segments: list[Segment] = []
+        total = FREE
+        priced: dict[int, tuple[Price, tuple[str, ...]]] = {}
+        used = 0
+        for _ in range(shape.segments):
+            candidates = self._candidates(group.domains & ~used, shape.nodes_per_segment, priced)
+            if not candidates:
+                return None
+            d = min(candidates, key=lambda c: (priced[c][0], c))
+            price, victims = priced[d]
+            total = _add(total, price)
+            for name in victims:
+                self.victims[name] = None
+                for segment in state.gangs[name].binding:
+                    priced.pop(state.index[segment.domain], None)
+            nodes = lowest_nodes_preferring_free(state, d, self._soon(d), shape.nodes_per_segment)
+            state.occupancy.claim(d, mask_of(nodes))
+            segments.append(Segment(domain=state.domains[d].name, nodes=nodes))
+            priced.pop(d, None)
+            if not shape.may_share_domain:
+                used |= 1 << d
+        segments.sort(key=lambda s: state.index[s.domain])
+        return Clearing(tuple(segments), tuple(self.victims), total)
+
+    def _candidates(
+        self, within: int, nodes: int, priced: dict[int, tuple[Price, tuple[str, ...]]]
+    ) -> list[int]:
+        """Domains that can give `nodes`, priced; those with the most room, so the fewest nodes to clear, first."""
+        occupancy, tenants = self.state.occupancy, self.state.tenants
+        useful = within & tenants.below(self.priority)
+        for name in (*self.leaving, *self.victims):
+            for segment in self.state.gangs[name].binding:
+                useful |= within & 1 << self.state.index[segment.domain]
+        limit = self.state.policy.candidate_domains
+        found: list[int] = []
+        refused = 0
+        for room in range(len(occupancy.buckets) - 1, -1, -1):
+            for d in members(occupancy.buckets[room] & (within if room >= nodes else useful)):
+                if d not in priced:
+                    answer = self._price(d, nodes)
+                    if answer is None:
+                        refused += 1
+                        if refused > GIVE_UP * limit:
+                            return found
+                        continue
+                    priced[d] = answer
+                found.append(d)
+                if len(found) >= limit:
+                    return found
+        return found
+
+    def _soon(self, d: int) -> int:
+        """Nodes of the domain that are usable and will be free once those who leave have left."""
+        state = self.state
+        soon = 0
+        for name, mask in state.tenants.on[d].items():
+            if name in self.victims or name in self.leaving or state.gangs[name].status is Status.LEAVING:
+                soon |= mask
+        return soon & state.occupancy.up[d] & ~state.occupancy.claimed[d]
+
+    def _price(self, d: int, nodes: int) -> tuple[Price, tuple[str, ...]] | None:
+        """The cheapest set of victims that leaves `nodes` usable nodes in domain d, spares kept."""
+        state = self.state
+        usable = state.occupancy.up[d] & ~state.occupancy.claimed[d]
+        short = nodes + state.occupancy.spares[d] - (state.occupancy.free[d] | self._soon(d)).bit_count()
+        if short <= 0:
+            return FREE, ()
+        reach: dict[int, tuple[Price, tuple[str, ...]]] = {0: (FREE, ())}
+        for name, mask in sorted(state.tenants.on[d].items()):
+            gang = state.gangs[name]
+            gives = (mask & usable).bit_count()
+            if not gives or name in self.victims or name in self.leaving or self._guarded(gang):
+                continue
+            own = (cost(state, gang, self.now_s).total, gang.priority, self.now_s - (gang.started_s or 0.0))
+            for have, (price, victims) in sorted(reach.items(), reverse=True):
+                total = min(short, have + gives)
+                answer = (_add(price, own), (*victims, name))
+                if have < short and (total not in reach or answer < reach[total]):
+                    reach[total] = answer
+        return reach.get(short)
+
+    def _guarded(self, gang: Gang) -> bool:
+        return guard(self.state, gang, self.priority, self.now_s) is not None
+
+
+def lowest_nodes_preferring_free(state: FleetState, d: int, soon: int, count: int) -> tuple[int, ...]:
+    """`count` nodes of the domain: free ones beyond its spares first, then those that will be free soon."""
+    free = state.occupancy.free[d]
+    now = min(count, state.occupancy.room[d])
+    extra = count - now
+    later = min(extra, soon.bit_count())
+    # Nodes that leave may exceed the need; when they fall short the spares' nodes are swapped in: the domain keeps
+    # as many free nodes afterwards.
+    nodes = lowest_nodes(free, now + extra - later) + lowest_nodes(soon, later)
+    return tuple(sorted(nodes))
+
+
+def _add(a: Price, b: Price) -> Price:
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
