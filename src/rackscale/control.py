@@ -5,11 +5,12 @@ It reads no clock: time arrives on events, so that the twin and reality differ o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from rackscale.events import Input, Plan
+from rackscale.events import Decided, Event, Input, Plan, Ticked, encode
 from rackscale.fleet.state import FleetState
+from rackscale.scheduler import decide
 
 
 class Executor(Protocol):
