@@ -42,6 +42,8 @@ class Gang(Struct, kw_only=True):
     """Goes before others of its priority, since it has run before."""
     attempt: int = 0
     binding: Binding = ()
+    gpus: int = 0
+    """GPUs of the binding."""
     claim: Binding = ()
     cause: str = ""
     """Why it leaves or waits again: a code of `events.REASONS` or an outcome."""

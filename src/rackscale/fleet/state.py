@@ -70,6 +70,7 @@ class FleetState:
         """Cancelled gangs that have not been told yet."""
         self.evacuating: dict[str, None] = {}
         """Gangs that hold drained nodes and have not been told to leave."""
+        self.leaving: dict[str, None] = {}
         self._next_seq = 0
         self._fold: dict[type, Callable[..., None]] = {
             ev.Delivered: self._delivered, ev.Configured: self._configured, ev.Submitted: self._submitted,
@@ -98,7 +99,7 @@ class FleetState:
     def gpus(self, gang: Gang) -> int:
         """GPUs that the gang holds, or would hold."""
         if gang.binding:
-            return sum(len(s.nodes) * self.domains[self.index[s.domain]].gpus_per_node for s in gang.binding)
+            return gang.gpus
         job = self.jobs[gang.job]
         groups = self.topology.groups(job.system, job.cluster)
         return job.shape.nodes * (groups[0].gpus_per_node if groups else 0)
@@ -121,7 +122,7 @@ class FleetState:
         self.policy = event.policy
         self.queues = {queue.name: queue for queue in event.queues}
         gangs, self.gangs = self.gangs, {}
-        for index in (self.claimants, self.broken, self.stopping, self.evacuating):
+        for index in (self.claimants, self.broken, self.stopping, self.evacuating, self.leaving):
             index.clear()
         self._empty()
         for gang in gangs.values():
@@ -284,6 +285,7 @@ class FleetState:
         else:
             self._release(gang)
         gang.attempt, gang.binding = action.attempt, action.binding
+        gang.gpus = sum(len(s.nodes) * self.domains[self.index[s.domain]].gpus_per_node for s in gang.binding)
         self._hold(gang)
         self._become(gang, Status.STARTING)
         gang.started_s, gang.running_s, gang.url, gang.cause = self.now_s, None, None, action.reason.code
@@ -308,6 +310,7 @@ class FleetState:
         gang.cause = action.reason.code
         for index in (self.stopping, self.evacuating, self.broken):
             index.pop(gang.name, None)
+        self.leaving[gang.name] = None
 
     def _claim(self, action: ev.Claim) -> None:
         gang = self.gangs[action.gang]
@@ -355,8 +358,8 @@ class FleetState:
             d = self.index[segment.domain]
             self.occupancy.release(d, mask_of(segment.nodes))
             self.tenants.remove(d, gang.name, level)
-        gang.binding = ()
-        for index in (self.stopping, self.evacuating, self.broken):
+        gang.binding, gang.gpus = (), 0
+        for index in (self.stopping, self.evacuating, self.broken, self.leaving):
             index.pop(gang.name, None)
 
     def _hold_claim(self, gang: Gang) -> None:
@@ -428,7 +431,9 @@ class FleetState:
             self.waiting.add(gang, self.jobs[gang.job])
         elif gang.status is Status.BROKEN:
             self.broken[gang.name] = None
-        elif gang.status is not Status.LEAVING and self._on_drained(gang):
+        elif gang.status is Status.LEAVING:
+            self.leaving[gang.name] = None
+        elif self._on_drained(gang):
             self.evacuating[gang.name] = None
         if gang.cancelled and gang.status not in (Status.WAITING, Status.LEAVING):
             self.stopping[gang.name] = None

@@ -7,6 +7,7 @@ the fewest nodes to clear are priced. Ties go to the lower priority, then to the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from rackscale.events import Binding, Segment
@@ -19,8 +20,13 @@ from rackscale.workload import Job
 GIVE_UP = 4
 """Domains without a lawful set of victims that are looked at per wanted candidate, before the search ends."""
 
+LEAST = 8
+"""Candidates priced per cluster, however many clusters share the policy's number."""
+
 Price = tuple[float, int, float]
 """GPU-seconds lost, sum of victims' priorities, sum of their ages in seconds: smaller is better."""
+Offer = tuple[Price, tuple[str, ...]]
+"""The price of clearing one domain, and the victims."""
 FREE: Price = (0.0, 0, 0.0)
 
 
@@ -83,73 +89,84 @@ class Clearer:
         self.leaving = leaving
         """Gangs already told to leave in this cycle."""
         self.victims: dict[str, None] = {}
-        self._budget: dict[str, int] = {}
+        self._prices: dict[str, Price | None] = {}
 
     def clear(self, job: Job) -> Clearing | None:
         """The cheapest clearing over all clusters the job may use, or None."""
         best: Clearing | None = None
         occupancy = self.state.occupancy
-        for group in self.state.topology.groups(job.system, job.cluster):
-            if group.largest < job.shape.nodes_per_segment:
-                continue
+        groups = [
+            group
+            for group in self.state.topology.groups(job.system, job.cluster)
+            if group.largest >= job.shape.nodes_per_segment
+        ]
+        self.limit = max(
+            LEAST, self.state.policy.candidate_domains // max(1, len(groups)), job.shape.segments
+        )
+        for group in groups:
             mark = occupancy.mark()
             self.victims = {}
-            found = self._clear_in(group, job)
+            found = self._clear_in(group, job, best.price if best else None)
             occupancy.rollback(mark)
-            if found is not None and (best is None or found.price < best.price):
-                best = found
+            best = found or best
         return best
 
-    def _clear_in(self, group: Group, job: Job) -> Clearing | None:
+    def _clear_in(self, group: Group, job: Job, worst: Price | None) -> Clearing | None:
+        """Segment by segment: the cheapest domain first; what one victim frees elsewhere is free for the next.
+
+        Gives up once the price reaches `worst`.
+        """
         state, shape = self.state, job.shape
+        priced = self._candidates(group.domains, shape.nodes_per_segment)
         segments: list[Segment] = []
         total = FREE
-        priced: dict[int, tuple[Price, tuple[str, ...]]] = {}
-        used = 0
+        used: set[int] = set()
         for _ in range(shape.segments):
-            candidates = self._candidates(group.domains & ~used, shape.nodes_per_segment, priced)
-            if not candidates:
+            if not priced:
                 return None
-            d = min(candidates, key=lambda c: (priced[c][0], c))
-            price, victims = priced[d]
+            d = min(priced, key=lambda c: (priced[c][0], c))
+            price, victims = priced.pop(d)
             total = _add(total, price)
-            for name in victims:
-                self.victims[name] = None
-                for segment in state.gangs[name].binding:
-                    priced.pop(state.index[segment.domain], None)
+            if worst is not None and total >= worst:
+                return None
+            self.victims.update(dict.fromkeys(victims))
             nodes = lowest_nodes_preferring_free(state, d, self._soon(d), shape.nodes_per_segment)
             state.occupancy.claim(d, mask_of(nodes))
             segments.append(Segment(domain=state.domains[d].name, nodes=nodes))
-            priced.pop(d, None)
             if not shape.may_share_domain:
-                used |= 1 << d
+                used.add(d)
+            self._reprice(priced, {d, *self._domains(victims)} - used, group, shape.nodes_per_segment)
         segments.sort(key=lambda s: state.index[s.domain])
         return Clearing(tuple(segments), tuple(self.victims), total)
 
-    def _candidates(
-        self, within: int, nodes: int, priced: dict[int, tuple[Price, tuple[str, ...]]]
-    ) -> list[int]:
+    def _domains(self, names: Iterable[str]) -> set[int]:
+        state = self.state
+        return {state.index[segment.domain] for name in names for segment in state.gangs[name].binding}
+
+    def _reprice(self, priced: dict[int, Offer], domains: set[int], group: Group, nodes: int) -> None:
+        for d in domains:
+            priced.pop(d, None)
+            offer = self._price(d, nodes) if group.domains >> d & 1 else None
+            if offer is not None:
+                priced[d] = offer
+
+    def _candidates(self, within: int, nodes: int) -> dict[int, Offer]:
         """Domains that can give `nodes`, priced; those with the most room, so the fewest nodes to clear, first."""
-        occupancy, tenants = self.state.occupancy, self.state.tenants
-        useful = within & tenants.below(self.priority)
-        for name in (*self.leaving, *self.victims):
-            for segment in self.state.gangs[name].binding:
-                useful |= within & 1 << self.state.index[segment.domain]
-        limit = self.state.policy.candidate_domains
-        found: list[int] = []
+        occupancy = self.state.occupancy
+        useful = self.state.tenants.below(self.priority)
+        for d in self._domains((*self.state.leaving, *self.leaving)):
+            useful |= 1 << d
+        found: dict[int, Offer] = {}
         refused = 0
         for room in range(len(occupancy.buckets) - 1, -1, -1):
-            for d in members(occupancy.buckets[room] & (within if room >= nodes else useful)):
-                if d not in priced:
-                    answer = self._price(d, nodes)
-                    if answer is None:
-                        refused += 1
-                        if refused > GIVE_UP * limit:
-                            return found
-                        continue
-                    priced[d] = answer
-                found.append(d)
-                if len(found) >= limit:
+            domains = occupancy.buckets[room] & within
+            for d in members(domains if room >= nodes else domains & useful):
+                offer = self._price(d, nodes)
+                if offer is not None:
+                    found[d] = offer
+                else:
+                    refused += 1
+                if len(found) >= self.limit or refused > GIVE_UP * self.limit:
                     return found
         return found
 
@@ -162,29 +179,39 @@ class Clearer:
                 soon |= mask
         return soon & state.occupancy.up[d] & ~state.occupancy.claimed[d]
 
-    def _price(self, d: int, nodes: int) -> tuple[Price, tuple[str, ...]] | None:
+    def _price(self, d: int, nodes: int) -> Offer | None:
         """The cheapest set of victims that leaves `nodes` usable nodes in domain d, spares kept."""
         state = self.state
         usable = state.occupancy.up[d] & ~state.occupancy.claimed[d]
         short = nodes + state.occupancy.spares[d] - (state.occupancy.free[d] | self._soon(d)).bit_count()
         if short <= 0:
             return FREE, ()
-        reach: dict[int, tuple[Price, tuple[str, ...]]] = {0: (FREE, ())}
+        reach: dict[int, Offer] = {0: (FREE, ())}
         for name, mask in sorted(state.tenants.on[d].items()):
-            gang = state.gangs[name]
             gives = (mask & usable).bit_count()
-            if not gives or name in self.victims or name in self.leaving or self._guarded(gang):
+            own = self._own_price(name)
+            if own is None or not gives:
                 continue
-            own = (cost(state, gang, self.now_s).total, gang.priority, self.now_s - (gang.started_s or 0.0))
-            for have, (price, victims) in sorted(reach.items(), reverse=True):
-                total = min(short, have + gives)
-                answer = (_add(price, own), (*victims, name))
-                if have < short and (total not in reach or answer < reach[total]):
-                    reach[total] = answer
+            for have, (price, victims) in list(reach.items()):
+                if have < short:
+                    total = min(short, have + gives)
+                    answer = (_add(price, own), (*victims, name))
+                    if total not in reach or answer < reach[total]:
+                        reach[total] = answer
         return reach.get(short)
 
-    def _guarded(self, gang: Gang) -> bool:
-        return guard(self.state, gang, self.priority, self.now_s) is not None
+    def _own_price(self, name: str) -> Price | None:
+        """What evicting this gang costs, or None when it leaves anyway or a guard protects it."""
+        if name in self.victims or name in self.leaving:
+            return None
+        if name not in self._prices:
+            gang = self.state.gangs[name]
+            price = None
+            if guard(self.state, gang, self.priority, self.now_s) is None:
+                age_s = self.now_s - (gang.started_s or 0.0)
+                price = (cost(self.state, gang, self.now_s).total, gang.priority, age_s)
+            self._prices[name] = price
+        return self._prices[name]
 
 
 def lowest_nodes_preferring_free(state: FleetState, d: int, soon: int, count: int) -> tuple[int, ...]:
