@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import typer
 
-from rackscale import catalog, cli, events, spec, workload
+from rackscale import catalog, events, spec, workload
+from rackscale.cli import app as command_line
 from rackscale.programs import contract
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -263,7 +264,7 @@ def _type(value: dict[str, Any]) -> str:
 
 
 def cli_page() -> str:
-    root: Any = typer.main.get_command(cli.app)
+    root: Any = typer.main.get_command(command_line.app)
     parts = ["# Command line", first_line(root.help)]
     parts.append(
         table(("command", "what it does"), [(code(p), first_line(c.help)) for p, c in _commands(root)])
