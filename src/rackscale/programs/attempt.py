@@ -7,6 +7,7 @@ The folder is on storage that all nodes of the gang share, and private to its ow
     rendezvous.json   where the ranks meet (`Rendezvous`), made by node rank 0 on its own host
     up-N              setup is done and the ranks of node rank N were started
     leave.json        the request to checkpoint and leave (`Leave`); SIGTERM makes the instance look
+    killed.json       the instances that the controller itself killed (`Killed`), written before it does
     exit-N.json       how it ended (`Exit`), written when none of its processes is left
     setup-N.log, rank-R.log, rank-R.jsonl     output and heartbeats
     instance-N.log    what the instance program itself has to say: nothing, unless it breaks
@@ -35,6 +36,8 @@ class InstanceSpec:
     node_rank: int
     nodes: int
     ranks_per_node: int
+    started_s: float
+    """When the attempt was decided, by the journal: tells it from one of the same number in an earlier journal."""
     domain: str
     node: int
     """Number of the node within its domain."""
@@ -109,6 +112,13 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Killed:
+    nodes: list[int]
+    """Node ranks."""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
     """How an instance ended."""
 
@@ -121,18 +131,23 @@ class Exit:
     """The log of what failed."""
     asked: bool = False
     """Whether it was asked to leave before it ended."""
+    late: bool = False
+    """Whether something had to be killed after the grace period."""
+
+
+Record = InstanceSpec | Claim | Rendezvous | Leave | Killed | Exit
 
 
 def heartbeat_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.jsonl"
 
 
-def write(path: Path, value: Claim | Rendezvous | Leave | Exit | InstanceSpec) -> None:
+def write(path: Path, value: Record) -> None:
     """Write a record whole or not at all."""
     _temporary(path, value).replace(path)
 
 
-def _temporary(path: Path, value: Claim | Rendezvous | Leave | Exit | InstanceSpec) -> Path:
+def _temporary(path: Path, value: Record) -> Path:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         json.dump(asdict(value), stream)
@@ -163,6 +178,11 @@ def read_leave(folder: Path) -> Leave | None:
     return None if record is None else Leave(**record)
 
 
+def read_killed(folder: Path) -> Killed | None:
+    record = _read(folder / "killed.json")
+    return None if record is None else Killed(**record)
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_bytes())  # type: ignore[no-any-return]
@@ -185,3 +205,9 @@ def claim(spec: InstanceSpec, value: Claim) -> bool:
 def revoke(spec: InstanceSpec) -> bool:
     """Make sure that the instance never starts; False if it already did."""
     return claim(spec, Claim(pid=0))
+
+
+def revoked(spec: InstanceSpec) -> bool:
+    """Whether it was made sure that the instance never starts."""
+    found = read_claim(spec)
+    return found is not None and found.pid == 0

@@ -52,8 +52,9 @@ class Instance:
         code, rank, log = self._setup(rendezvous) if self._spec.setup else (0, None, "")
         if code == 0 and not self._asked:
             code, rank, log = self._ranks(rendezvous)
+        late = self._asked and not self._childless
         self._end_all()
-        return Exit(at_s=time.time(), code=code, rank=rank, log=log, asked=self._asked)
+        return Exit(at_s=time.time(), code=code, rank=rank, log=log, asked=self._asked, late=late)
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
@@ -196,7 +197,7 @@ def free_port(taken: set[int]) -> int:
 
 
 def prctl(option: int, value: int) -> None:
-    import ctypes  # noqa: PLC0415  # only where it is used: a millisecond that restarts need not wait for
+    import ctypes  # only where it is used: a millisecond that restarts need not wait for
 
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl failed")

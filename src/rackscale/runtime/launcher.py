@@ -56,10 +56,11 @@ class Launcher(Protocol):
         """These domains exist; told again after a restart of the controller. Nodes may be started lazily."""
 
     def start(self, spec: InstanceSpec) -> None:
-        """Run `command(spec)` on (spec.domain, spec.node), or adopt it where it was started before.
+        """Run `command(spec)` on (spec.domain, spec.node), or adopt it where it has claimed its spec already.
 
         Always called before the other methods ask about `spec`. Need not make sure that it happens once: an instance
-        that finds its claim taken (claim-N.json) leaves again without doing anything.
+        that finds claim-N.json leaves again without doing anything. `host` and `die_with_parent` are the launcher's to
+        change: write the changed spec over spec-N.json before the instance starts.
         """
 
     def alive(self, spec: InstanceSpec) -> bool:
@@ -71,8 +72,9 @@ class Launcher(Protocol):
         The grace period is the instance's own affair; leave.json is there before this is called.
         """
 
-    def kill(self, spec: InstanceSpec) -> None:
-        """SIGKILL to the instance's whole process group and to all else that it started; also if it is dead."""
+    def kill(self, specs: Sequence[InstanceSpec]) -> None:
+        """SIGKILL to the process groups of these instances and to all else that they started; also to what is left
+        of dead ones. Those that never claimed their spec can't any more."""
 
     def repair(self, node: NodeRef, now_s: float) -> None:
         """The node died under a gang; bring it back and say so in `node_changes`. Also called again for nodes that
