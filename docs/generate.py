@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -89,8 +91,18 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
         doc = ""
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             doc = str(below.value.value)
-        default = "required" if statement.value is None else code(ast.unparse(statement.value))
-        yield ast.unparse(statement.target), code(ast.unparse(statement.annotation)), default, doc
+        yield ast.unparse(statement.target), code(ast.unparse(statement.annotation)), _value(statement), doc
+
+
+def _value(statement: ast.AnnAssign) -> str:
+    """The default as written; what a factory would make, where there is one."""
+    match statement.value:
+        case None:
+            return "required"
+        case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Lambda(body=made))]):
+            return code(ast.unparse(made))
+        case value:
+            return code(ast.unparse(value))
 
 
 def fields_table(record: Record) -> str:
@@ -216,51 +228,92 @@ def _number(value: object) -> str:
     )
 
 
+WORDS = {"30s": "duration", "09:00": "time"}
+"""What texts of this form (their first example in the schema) are called."""
+
+
 def documents_page() -> str:
     """Every kind of document with its fields, from the JSON Schema that editors use."""
-    schema: dict[str, Any] = spec.json_schema()
-    definitions: dict[str, Any] = schema["$defs"]
-    parts = ["# Documents", "What the YAML files may say. `rackscale schema` prints the same as JSON Schema."]
-    for name, definition in sorted(
-        definitions.items(), key=lambda item: "kind" not in item[1].get("properties", {})
-    ):
-        if "properties" not in definition:
-            continue
-        kind = definition["properties"].get("kind", {}).get("const")
-        parts += [f"## {kind or name}", " ".join(definition.get("description", "").split())]
-        required = set(definition.get("required", ()))
+    parts = [
+        "# Documents",
+        "What the YAML files may say. `rackscale schema` prints the same as JSON Schema, for editors.",
+        "A *duration* is a number of seconds, or text such as `30s`, `10m`, `1h30m`, `2d`.",
+        "A *time* is `09:00`, or a duration since midnight of a rehearsal's first day.",
+    ]
+    definitions = _definitions()
+    documents = [_reference(option) for option in spec.json_schema()["oneOf"]]
+    for name in dict.fromkeys((*documents, *definitions)):
+        fields = _fields_of(definitions[name])
+        required = fields.get("required", ())
         rows = [
             (code(field), _type(value), _default(field in required, value), value.get("description", ""))
-            for field, value in definition["properties"].items()
+            for field, value in sorted(fields["properties"].items(), key=lambda item: item[0] != "kind")
         ]
+        parts += [f"## {_title(name)}", fields.get("description", "")]
         parts.append(table(("field", "type", "default", "meaning"), rows))
     return "\n\n".join(parts)
+
+
+@cache
+def _definitions() -> dict[str, Any]:
+    found: dict[str, Any] = spec.json_schema()["$defs"]
+    return found
+
+
+def _fields_of(definition: dict[str, Any]) -> dict[str, Any]:
+    """The definition as a mapping, where it may also be written in one value."""
+    options: list[dict[str, Any]] = definition.get("anyOf", [definition])
+    return next(option for option in options if "properties" in option)
+
+
+def _reference(value: dict[str, Any]) -> str:
+    return str(value["$ref"]).rpartition("/")[2]
+
+
+def _title(name: str) -> str:
+    return name.removesuffix("Document").removesuffix("Section")
 
 
 def _default(required: bool, value: dict[str, Any]) -> str:
     if required:
         return "required"
     default = value.get("default")
-    return "" if default is None or isinstance(default, dict) else code(default)
+    if default in (None, "") or isinstance(default, dict):
+        return ""
+    return code(f"{default:g}" if isinstance(default, float) else json.dumps(default))
 
 
 def _type(value: dict[str, Any]) -> str:
     """A JSON Schema in a few words."""
     if "$ref" in value:
-        name = value["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
+        name = _reference(value)
+        link = f"[{_title(name)}](#{_title(name).lower()})"
+        options = _definitions()[name].get("anyOf", ())
+        return _either([_type(option) for option in options if "properties" not in option] + [link])
     if "const" in value:
         return code(value["const"])
     if "enum" in value:
-        return ", ".join(code(each) for each in value["enum"])
-    if options := value.get("anyOf") or value.get("oneOf"):
-        return " or ".join(dict.fromkeys(_type(each) for each in options if each.get("type") != "null"))
-    if value.get("type") == "array":
-        return f"list of {_type(value.get('items', {}))}"
-    kinds = value.get("type", "anything")
-    examples = value.get("examples")
-    words = " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
-    return words + (f", such as {code(examples[0])}" if examples else "")
+        systems = [s.name for s in catalog.systems()]
+        return (
+            "[system](catalog.md)" if value["enum"] == systems else ", ".join(code(v) for v in value["enum"])
+        )
+    if "anyOf" in value:
+        return _either([_type(option) for option in value["anyOf"]])
+    kind = value.get("type", "anything")
+    if kind == "array":
+        return f"list of {_type(value['items'])}"
+    example = next(iter(value.get("examples", ())), None)
+    if example in WORDS:
+        return WORDS[example]
+    words = " or ".join(kind) if isinstance(kind, list) else str(kind)
+    return words if example is None else f"{words}, such as {code(example)}"
+
+
+def _either(words: list[str]) -> str:
+    """Alternatives in words; a time may be a duration, and a duration a number, without saying so."""
+    implied = {"time": {"duration", "number"}, "duration": {"number"}}
+    left_out = {word for given in words for word in implied.get(given, ())}
+    return " or ".join(word for word in dict.fromkeys(words) if word not in left_out)
 
 
 def cli_page() -> str:
