@@ -55,6 +55,8 @@ class Gang(Struct, kw_only=True):
     first_started_s: float | None = None
     checkpoint_s: float | None = None
     """Last whole checkpoint of any attempt."""
+    kept_s: float = 0.0
+    """Productive seconds that checkpoints keep, over all attempts."""
     step: int | None = None
     url: str | None = None
     restarts: int = 0
@@ -68,7 +70,8 @@ class Gang(Struct, kw_only=True):
         if self.running_s is None:
             return 0.0
         since = self.running_s if self.checkpoint_s is None else max(self.running_s, self.checkpoint_s)
-        return max(0.0, now_s - since)
+        until = now_s if self.status is Status.RUNNING else self.since_s
+        return max(0.0, until - since)
 
     def evicted_today(self, now_s: float) -> int:
         return self.evictions_today if self.evictions_day == int(now_s // DAY_S) else 0

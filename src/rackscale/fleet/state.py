@@ -242,6 +242,7 @@ class FleetState:
     def _checkpointed(self, event: ev.Checkpointed) -> None:
         gang = self._current(event.gang, event.attempt)
         if gang is not None:
+            gang.kept_s += gang.at_risk_s(self.now_s)
             gang.checkpoint_s = self.now_s
             gang.step = event.step
 
@@ -254,6 +255,8 @@ class FleetState:
         gang = self._current(event.gang, event.attempt)
         if gang is None:
             return
+        if event.checkpointed:
+            gang.kept_s += gang.at_risk_s(self.now_s)
         self._release(gang)
         job = self.jobs[gang.job]
         if event.outcome == "finished" and job.kind != "service":
