@@ -5,9 +5,10 @@ It reads no clock: time arrives on events, so that the twin and reality differ o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from rackscale.commands import Reply, Request, answer, closes_cycle
 from rackscale.events import Decided, Event, Input, Plan, Ticked, encode
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
@@ -40,8 +41,15 @@ class Executor(Protocol):
 class Log(Protocol):
     """Where cycles are written before anything acts."""
 
-    def append(self, events: Sequence[Event]) -> None:
-        """Make these events durable, all or none. Returns when they are."""
+    def append(self, events: Sequence[Event], replies: Mapping[int, Reply]) -> None:
+        """Make these events and the replies to requests durable, all or none. Returns when they are."""
+
+
+class Inbox(Protocol):
+    """Where people's commands wait."""
+
+    def requests(self) -> Iterable[Request]:
+        """Those not replied to yet, oldest first. What a cycle does not take is offered to the next one again."""
 
 
 class Controller:
@@ -56,8 +64,9 @@ class Controller:
         executor: Executor,
         log: Log | None = None,
         listeners: Iterable[Callable[[Event], None]] = (),
+        inbox: Inbox | None = None,
     ) -> None:
-        self.state, self.executor, self.log = state, executor, log
+        self.state, self.executor, self.log, self.inbox = state, executor, log, inbox
         self.listeners = tuple(listeners)
 
     def step(self, deadline_s: float | None = None) -> Plan:
@@ -68,16 +77,17 @@ class Controller:
         return self.cycle(self.executor.poll(deadline_s))
 
     def cycle(self, inputs: Sequence[Event]) -> Plan:
-        """Fold, decide, write, act. A cycle in which nothing is due leaves no trace of the time that passed."""
+        """Fold, answer, decide, write, act. A cycle in which nothing is due leaves no trace of the time that passed."""
         events = self.fold(inputs)
+        replies = self._answer(events)
         state = self.state
         if not state.dirty and (state.wake_at_s is None or state.now_s < state.wake_at_s):
-            self._write(events)
+            self._write(events, replies)
             return Plan(at_s=state.now_s, wake_at_s=state.wake_at_s)
         plan = decide(state, state.now_s)
         decided = Decided(at_s=state.now_s, plan=plan)
         events.append(decided)
-        self._write(events)
+        self._write(events, replies)
         state.fold(decided)
         if plan.actions:
             self.executor.apply(plan)
@@ -97,11 +107,19 @@ class Controller:
             events.append(event)
         return events
 
-    def _write(self, events: list[Event]) -> None:
-        if not events:
-            return
-        if self.log is not None:
-            self.log.append(events)
+    def _answer(self, events: list[Event]) -> dict[int, Reply]:
+        """Take what people ask into the state and into `events`; each command is judged after those before it."""
+        replies: dict[int, Reply] = {}
+        for request in self.inbox.requests() if self.inbox else ():
+            asked, replies[request.id] = answer(self.state, request.command, request.at_s)
+            events += self.fold(asked)
+            if closes_cycle(request.command):
+                break
+        return replies
+
+    def _write(self, events: list[Event], replies: dict[int, Reply]) -> None:
+        if self.log is not None and (events or replies):
+            self.log.append(events, replies)
         for listener in self.listeners:
             for event in events:
                 listener(event)
