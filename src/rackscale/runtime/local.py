@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ from rackscale.runtime.supervisor import Settings
 
 REPAIR_S = 30.0
 """Assumed: long enough to see the spare take over, short enough to wait for."""
+SMALL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+"""Where many small worlds share one machine: one thread per rank, and gloo on the loopback interface."""
 
 
 class LocalExecutor(GangExecutor):
@@ -44,13 +46,13 @@ class LocalLauncher:
 
     detection_s = 0.3
 
-    def __init__(self, *, repair_s: float = REPAIR_S) -> None:
+    def __init__(self, *, repair_s: float = REPAIR_S, environ: Mapping[str, str] | None = None) -> None:
+        """`environ`: what instances are started with; None: this process's own, fit for many small worlds."""
         self._repair_s = repair_s
         self._repairs: dict[NodeRef, float] = {}
         self._handles: dict[tuple[str, int], _Handle] = {}
         self._watched = select.poll()
-        # Many small worlds share this machine: one thread per rank, and gloo on the loopback interface.
-        self._env = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **os.environ}
+        self._env = SMALL | os.environ if environ is None else environ
 
     def add_domains(self, domains: Sequence[DomainSpec]) -> None:
         """Nothing to do: a node is started when a gang is."""
