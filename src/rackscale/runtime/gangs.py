@@ -84,9 +84,7 @@ class GangExecutor:
             left_s = WAKE_S if deadline_s is None else deadline_s - time.time()
             self._launcher.wait(max(0.0, min(WAKE_S, left_s)))
             events = self._collect()
-        if not events and deadline_s is not None and (now_s := time.time()) >= deadline_s:
-            return [ev.Ticked(at_s=now_s)]
-        return sorted(events, key=lambda event: event.at_s)
+        return sorted(events, key=lambda event: event.at_s) or [ev.Ticked(at_s=time.time())]
 
     def close(self) -> None:
         self._launcher.close()

@@ -253,7 +253,7 @@ class Supervisor:
         outcome = self._outcome()
         self._phase = Phase.OVER
         events = self._pulse.flush(now_s)
-        if outcome == "finished" and not self._told_running:
+        if outcome == "finished" and not self._told_running and not self._service:
             events.append(self._pulse.running(now_s, None))  # it ran, if only between two looks
         ended = GangEnded(
             at_s=now_s, gang=self.gang, attempt=self.attempt, outcome=outcome, detail=self._detail(outcome),
