@@ -184,10 +184,10 @@ def _too_large(document: Document, model: JobDocument, allowed: Sequence[Group])
     where += f", {largest.spares} of them spare" if largest.spares else ""
     if shape.nodes_per_segment > largest.usable:
         field = "nodes_per_segment" if "nodes_per_segment" in model.model_fields_set else "nodes"
-        fix = f"at most {largest.usable}"
+        fix = f"at most {largest.usable} ({where})"
         if field == "nodes":
             fix += ", or segments x nodes_per_segment over several domains"
-        yield document.problem((field,), f"no domain can ever hold it: {where}", fix=fix)
+        yield document.problem((field,), "too large for every NVLink domain", fix=fix)
         return
     most: Counter[str] = Counter()
     for group in allowed:
@@ -197,7 +197,7 @@ def _too_large(document: Document, model: JobDocument, allowed: Sequence[Group])
         )
     [(best, segments)] = most.most_common(1)
     if shape.segments > segments:
-        message = f"no cluster can ever hold so many segments of {_nodes(shape.nodes_per_segment)}"
+        message = f"more segments of {_nodes(shape.nodes_per_segment)} than any cluster can hold"
         yield document.problem(("segments",), message, fix=f"at most {segments} ({best})")
 
 

@@ -97,7 +97,7 @@ class JobDocument(Strict):
     @classmethod
     def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
         yield from exclude(data, "nodes", ("segments", "nodes_per_segment", "may_share_domain"))
-        if "segments" in data and "nodes_per_segment" not in data:
+        if "segments" in data and not data.keys() & {"nodes", "nodes_per_segment"}:
             yield Fault(("nodes_per_segment",), "is required beside segments")
         if not data.keys() & {"run", "model"}:
             for name in ("setup", "workdir", "envs", "ranks_per_node"):
@@ -209,7 +209,7 @@ class _Saving(JobDocument):
         if self.interval_s() is not None and 0 < self.grace < self.checkpoint.time:
             yield Fault(
                 ("grace",) if "grace" in self.model_fields_set else ("checkpoint", "time"),
-                f"the kill after {self.grace:g} s comes before a checkpoint of {self.checkpoint.time:g} s is whole",
+                f"a checkpoint takes {self.checkpoint.time:g} s, but the kill comes after {self.grace:g} s",
                 "give more grace, or 0 for no checkpoint on request",
             )
 
@@ -289,14 +289,20 @@ class ServiceDocument(JobDocument):
     engine: Engine = Field(
         default="auto", description="What serves `model`; auto: the best that is installed for its format."
     )
+    engine_args: Annotated[list[Text], Field(max_length=100)] = Field(
+        default=[],
+        description="Arguments of the engine's own, beyond rackscale's.",
+        examples=[["--tensor-parallel-size", "4"]],
+    )
     restart_time: Seconds = Field(default=120.0, description="Time from start to the first answer. Assumed.")
 
     @classmethod
     def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
         yield from super().conflicts(data)
         yield from exclude(data, "run", ("model",))
-        if "engine" in data and "model" not in data:
-            yield Fault(("engine",), "is of no use without model")
+        for name in ("engine", "engine_args"):
+            if name in data and "model" not in data:
+                yield Fault((name,), "is of no use without model")
 
     def faults(self) -> Iterator[Fault]:
         yield from super().faults()
@@ -304,7 +310,7 @@ class ServiceDocument(JobDocument):
             yield Fault(("model",), "the job's name is missing", f"{JOB_PREFIX}NAME")
 
     def command(self, folder: Path) -> str | None:
-        return serve_command(self.model, self.engine, folder) if self.model else self.run
+        return serve_command(self.model, self.engine, self.engine_args, folder) if self.model else self.run
 
     def program(self, folder: Path) -> Program | None:
         program = super().program(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,15 +66,17 @@ class TrainedModel(Strict):
         return _command("rackscale.programs.train", flags)
 
 
-def serve_command(model: str, engine: Engine, folder: Path) -> str:
+def serve_command(model: str, engine: Engine, arguments: Sequence[str], folder: Path) -> str:
     """The command line that serves `model`: a path relative to `folder`, or `job:NAME`."""
     path = model if model.startswith(JOB_PREFIX) else beside(folder, model)
-    return _command("rackscale.programs.serve", {"--model": path, "--engine": engine})
+    command = _command("rackscale.programs.serve", {"--model": path, "--engine": engine})
+    return f"{command} -- {shlex.join(arguments)}" if arguments else command
 
 
 def beside(folder: Path, path: str) -> str:
-    """`path` as the document means it: relative to the document's own folder."""
-    return str((folder / Path(path).expanduser()).absolute())
+    """`path` as the document means it: relative to the document's own folder, or to the home folder (`~/`)."""
+    start, rest = (Path.home(), path[2:]) if path.startswith("~/") else (folder, path)
+    return str((start / rest).absolute())
 
 
 def _command(module: str, flags: Mapping[str, object]) -> str:

@@ -216,8 +216,11 @@ def _syntax_problem(file: str, offset: int, text: str, error: yaml.YAMLError) ->
         mark = error.problem_mark or error.context_mark
         context = f"{error.context}, " if error.context else ""
         message = f"not valid YAML: {context}{error.problem}"
+        fix = "indent with spaces" if "'\\t'" in message else None
         if mark is not None:
-            return Problem(file=file, line=offset + mark.line + 1, column=mark.column + 1, message=message)
+            return Problem(
+                file=file, line=offset + mark.line + 1, column=mark.column + 1, message=message, fix=fix
+            )
         return Problem(file=file, line=offset + 1, column=1, message=message)
     return Problem(file=file, line=offset + 1, column=1, message=f"not valid YAML: {error}")
 

@@ -15,6 +15,15 @@ class _Generator(GenerateJsonSchema):
         """A field that may be left out may not be null: a value that is missing is a mistake."""
         return self.generate_inner(schema["schema"])
 
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        """Keys that do not match their pattern are refused, not passed over."""
+        found = super().dict_schema(schema)
+        return {**found, "additionalProperties": False} if "patternProperties" in found else found
+
+    def field_title_should_be_set(self, _schema: object) -> bool:
+        """The field's name says as much."""
+        return False
+
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         """Left out means left out, not null."""
         if schema.get("default", ...) is None:
@@ -38,6 +47,7 @@ def json_schema() -> dict[str, Any]:
         "description": "A YAML document of rackscale: " + ", ".join(KINDS) + ".",
         "type": "object",
         "required": ["kind"],
+        "properties": {"kind": {"enum": list(KINDS), "description": "What the document describes."}},
         "oneOf": [refs[(model, "validation")] for model in KINDS.values()],
         "$defs": definitions["$defs"],
     }

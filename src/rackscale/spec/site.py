@@ -29,6 +29,9 @@ from rackscale.workload import Policy, Queue
 LOCAL = "local"
 """The one system whose size is the user's to choose: its nodes are processes."""
 
+LARGEST_FLEET = 50_000
+"""NVLink domains: 3.6 million GPUs in UltraServers."""
+
 _FAILURES = Failures()
 _POLICY = Policy()
 _QUEUE = Queue(name="default")
@@ -42,7 +45,9 @@ class Cluster(Strict):
     name: Name = Field(description="Unique in the fleet.", examples=["use1-a"])
     region: str = Field(default="", description="Where it stands.", examples=["us-east-1"])
     system: System = Field(description="What its domains are: a system of the catalog.")
-    domains: Annotated[int, Field(ge=1, le=20_000)] = Field(description="NVLink domains (UltraServers).")
+    domains: Annotated[int, Field(ge=1, le=LARGEST_FLEET)] = Field(
+        description="NVLink domains (UltraServers)."
+    )
     spares_per_domain: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=0, description="Nodes of each domain kept free to replace failed ones under running gangs."
     )
@@ -64,9 +69,7 @@ class Cluster(Strict):
         nodes, _ = self._size()
         if self.spares_per_domain >= nodes:
             fix = f"at most {nodes - 1}" if nodes > 1 else "remove it"
-            yield Fault(
-                ("spares_per_domain",), f"a domain has {nodes} nodes, and one must be left to use", fix
-            )
+            yield Fault(("spares_per_domain",), "must leave a node of each domain to use", fix)
 
     def _size(self) -> tuple[int, int]:
         """Nodes per domain, and GPUs per node."""
@@ -132,7 +135,9 @@ class FleetDocument(Strict):
 
     kind: Literal["Fleet"]
     name: Name
-    clusters: Annotated[list[Cluster], Field(min_length=1, max_length=1000)]
+    clusters: Annotated[list[Cluster], Field(min_length=1, max_length=1000)] = Field(
+        description="In fabric order."
+    )
     failures: FailuresSection = Field(default=FailuresSection(), description="What fails in a rehearsal.")
 
     @classmethod
@@ -148,6 +153,8 @@ class FleetDocument(Strict):
                 yield Fault(
                     ("clusters", i, "name"), f"clusters[{names.index(cluster.name)}] has this name already"
                 )
+        if sum(c.domains for c in self.clusters) > LARGEST_FLEET:
+            yield Fault(("clusters",), f"more than {LARGEST_FLEET:,} NVLink domains together")
         yield from within("failures", self.failures.faults())
 
     def specs(self) -> tuple[DomainSpec, ...]:

@@ -29,6 +29,9 @@ KINDS: dict[str, type[Strict]] = {
 _OWN_ERRORS = ("duration", "clock", "positive", "unknown_name")
 JOB_KINDS = tuple(kind for kind, model in KINDS.items() if issubclass(model, JobDocument))
 
+_SECRET = (("envs",), ("setup",), ("run",))
+"""Fields whose values are never shown."""
+
 _RULES = {
     NAME_RULE: "must be letters, digits, '.', '_' or '-', begin and end with a letter or digit, at most 100 long",
     VARIABLE_RULE: "must be letters, digits or '_', not beginning with a digit",
@@ -99,7 +102,7 @@ class Document:
             document=self.title,
             field=dotted(path),
             message=message,
-            value=value if plain and not at_key else NO_VALUE,
+            value=value if plain and not at_key and path[:1] not in _SECRET else NO_VALUE,
             fix=fix,
         )
 
