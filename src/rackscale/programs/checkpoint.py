@@ -8,15 +8,20 @@ unpickles `.metadata`, so the checkpoint folder must be the job's own.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
+
+from rackscale.errors import RackscaleError
 
 State = dict[str, Tensor]
 """Names to tensors (sharded or whole); loading writes into them."""
@@ -31,6 +36,17 @@ def whole(folder: Path) -> list[tuple[int, Path]]:
 
 def _folders(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if path.name[5:].isdecimal()]
+
+
+@contextmanager
+def _in_words(done: str, step: int) -> Iterator[None]:
+    """Say what failed on which rank; torch's own exception is a BaseException with a traceback for a message."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in sorted(error.failures.items()))
+        hint = f"remove step-{step:08d} to go on from the one before it" if done == "read" else None
+        raise RackscaleError(f"the checkpoint of step {step} can't be {done}: {causes}", hint=hint) from error
 
 
 class Checkpoints:
@@ -54,7 +70,8 @@ class Checkpoints:
 
     def load(self, step: int, state: State) -> None:
         """Fill `state` from the checkpoint of `step`, whatever the number of ranks that wrote it."""
-        load(state, storage_reader=FileSystemReader(self._path(step)), process_group=self._group)
+        with _in_words("read", step):
+            load(state, storage_reader=FileSystemReader(self._path(step)), process_group=self._group)
 
     def begin(self, step: int, state: State) -> None:
         """Copy `state` now and write it in the background; `done` tells when it is whole."""
@@ -66,7 +83,7 @@ class Checkpoints:
     def done(self) -> int | None:
         """The step of a background save that became whole since the last call, or None.
 
-        Raises what the save raised: training on without checkpoints would only lose more.
+        Raises RackscaleError where the save failed: training on without checkpoints would only lose more.
         """
         if self._saving is None or not self._saving[1].done():
             return None
@@ -77,7 +94,8 @@ class Checkpoints:
         if self._saving is None:
             return None
         step, future = self._saving
-        future.result()
+        with _in_words("written", step):
+            future.result()
         self._saving = None
         self._prune()
         return step
@@ -85,7 +103,8 @@ class Checkpoints:
     def save(self, step: int, state: State) -> None:
         """Write `state` before returning."""
         assert self._saving is None, "a save is under way"
-        save(state, storage_writer=self._writer(step), process_group=self._group)
+        with _in_words("written", step):
+            save(state, storage_writer=self._writer(step), process_group=self._group)
         self._prune()
 
     def sweep(self) -> None:

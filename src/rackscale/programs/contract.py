@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from rackscale.errors import RackscaleError
 
@@ -162,11 +162,9 @@ class Heartbeat:
     """Appends this rank's heartbeats to its file; says nothing when there is none."""
 
     def __init__(self, file: Path | None) -> None:
-        self._stream: IO[bytes] | None = None
+        self._file = file
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered and in append mode: a record is one write, so that only a crash inside it can tear it.
-            self._stream = file.open("ab", buffering=0)
 
     def say(
         self,
@@ -175,13 +173,18 @@ class Heartbeat:
         step: int | None = None,
         loss: float | None = None,
         tokens_per_s: float | None = None,
+        url: str | None = None,
+        model: str | None = None,
     ) -> None:
-        if self._stream is None:
+        """`url` and `model`: where a service answers, and what its requests call the model."""
+        if self._file is None:
             return
         record: dict[str, object] = {"at_s": time.time(), "kind": kind}
-        said = {"step": step, "loss": loss, "tokens_per_s": tokens_per_s}
+        said = {"step": step, "loss": loss, "tokens_per_s": tokens_per_s, "url": url, "model": model}
         record |= {name: value for name, value in said.items() if value is not None}
-        self._stream.write(json.dumps(record).encode() + b"\n")
+        # Closed each time: that is when shared storage shows it to others. One write, so that only a crash tears it.
+        with self._file.open("ab", buffering=0) as stream:
+            stream.write(json.dumps(record).encode() + b"\n")
 
 
 def read_beats(file: Path, offset: int = 0) -> tuple[list[Beat], int]:
@@ -206,7 +209,7 @@ def _beat(line: bytes) -> Beat | None:
         record: Any = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(record, dict) or record.get("kind") not in BEAT_KINDS:
+    if not isinstance(record, dict) or str(record.get("kind")) not in BEAT_KINDS:
         return None
     at_s, step = _finite(record.get("at_s")), _finite(record.get("step"))
     if at_s is None:

@@ -28,19 +28,25 @@ def export(folder: Path, *, weights: Mapping[str, Tensor], shape: LlamaShape, to
     """Write `folder`, whole or not at all; an older one gives way. `tokenizer` is its JSON text."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _fill(draft, weights, shape, tokenizer)
+    except BaseException:
+        shutil.rmtree(draft)
+        raise
     draft.chmod(0o755)
+    _swap(draft, folder)
+
+
+def _fill(folder: Path, weights: Mapping[str, Tensor], shape: LlamaShape, tokenizer: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(tensors, draft / "model.safetensors", {"format": "pt"})
-    (draft / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     end = next(token["id"] for token in json.loads(tokenizer)["added_tokens"] if token["content"] == END)
     vocab = tensors["model.embed_tokens.weight"].shape[0]
-    _write(draft / "config.json", _config(shape, vocab=vocab, end=end))
-    _write(
-        draft / "generation_config.json",
-        {"eos_token_id": end, "pad_token_id": end, "max_new_tokens": MAX_NEW_TOKENS},
-    )
-    _write(draft / "tokenizer_config.json", _tokenizer_config(shape))
-    _swap(draft, folder)
+    _write(folder / "config.json", _config(shape, vocab=vocab, end=end))
+    generation = {"eos_token_id": end, "pad_token_id": end, "max_new_tokens": MAX_NEW_TOKENS}
+    _write(folder / "generation_config.json", generation)
+    _write(folder / "tokenizer_config.json", _tokenizer_config(shape))
 
 
 def _config(shape: LlamaShape, *, vocab: int, end: int) -> dict[str, object]:
