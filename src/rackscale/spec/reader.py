@@ -39,6 +39,8 @@ _SCALARS = (
     ),
 )
 _PATTERNS = dict(_SCALARS)
+_MARKER = re.compile(r"---([ \t\r\n\x85\u2028\u2029]|\Z)")
+_END = re.compile(r"\.\.\.([ \t\r\n\x85\u2028\u2029]|\Z)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +160,13 @@ def _parts(text: str) -> Iterator[tuple[int, str]]:
     """
     first, lines, started = 0, list[str](), False
     for number, line in enumerate(text.splitlines(keepends=True)):
-        if started and re.match(r"---(\s|$)", line):
+        if started and _MARKER.match(line):
             yield first, "".join(lines)
             first, lines, started = number, [], False
         lines.append(line)
         # Comments and directives before a marker belong to the document after it.
         started = started or re.match(r"\s*([#%]|$)", line) is None
-        if started and re.match(r"\.\.\.(\s|$)", line):
+        if started and _END.match(line):
             yield first, "".join(lines)
             first, lines, started = number + 1, [], False
     yield first, "".join(lines)
