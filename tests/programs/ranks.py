@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -46,7 +47,7 @@ class Gang:
                 )
             self.processes.append(process)
 
-    def __enter__(self) -> Gang:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

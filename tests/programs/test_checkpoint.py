@@ -46,11 +46,11 @@ def test_a_background_save_holds_what_was_there_when_it_began(
     live = state(1.0)
     assert checkpoints.done() is None
     checkpoints.begin(10, live)
-    assert checkpoints.saving
+    assert checkpoints.busy()
     for tensor in live.values():
         tensor.fill_(9.0)  # training goes on
     assert eventually(checkpoints.done) == 10
-    assert not checkpoints.saving
+    assert not checkpoints.busy()
     assert checkpoints.done() is None, "told once"
     loaded = state(0.0)
     checkpoints.load(10, loaded)

@@ -61,7 +61,7 @@ def test_tokens_are_the_text(corpus: Corpus) -> None:
 
 def test_any_text_survives_the_tokenizer(corpus: Corpus) -> None:
     tokenizer = Tokenizer.from_str(corpus.tokenizer)
-    text = "NVLink 数据 – naïve\n\t🙂 {x}"
+    text = "NVLink 数据 — naïve\n\t🙂 {x}"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,9 @@ def test_logits_against_transformers(shape: LlamaShape, tmp_path: Path) -> None:
     tokenizer = prepare(None, vocab=vocab, cache=None).tokenizer
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     export(tmp_path / "model", weights=weights, shape=shape, tokenizer=tokenizer)
-    theirs, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
-    assert not any(loading.values()), loading
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    theirs, loading = loaded
+    assert not any(loading.values()), "no weight is missing, and none is left over"
     tokens = torch.randint(0, vocab, (3, 64))
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-3)

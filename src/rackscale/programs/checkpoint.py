@@ -57,8 +57,8 @@ class Checkpoints:
         self._folder, self._rank, self._group = folder, rank, group
         self._saving: tuple[int, Future[Any]] | None = None
 
-    @property
-    def saving(self) -> bool:
+    def busy(self) -> bool:
+        """Whether a background save is under way."""
         return self._saving is not None
 
     def newest(self) -> int | None:

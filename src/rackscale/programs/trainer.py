@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -47,9 +48,10 @@ def _join(worker: Worker, timeout_s: float) -> torch.device:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
-    if worker.master_port is None:
+    if worker.world_size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
+        os.environ.setdefault("MASTER_ADDR", worker.master_addr)
         if _is_loopback(worker.master_addr) and "lo" in (name for _, name in socket.if_nameindex()):
             # Else gloo looks up this machine's own name, which needs not lead back to it.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -62,6 +64,12 @@ def _is_loopback(address: str) -> bool:
         return ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
+
+
+def _pause(until_s: float, asked: threading.Event) -> None:
+    # Not `asked.wait`: a signal handler that sets an event while its own thread waits for it can deadlock.
+    while (left_s := until_s - time.monotonic()) > 0 and not asked.is_set():
+        time.sleep(min(left_s, 0.05))
 
 
 class Trainer:
@@ -84,6 +92,8 @@ class Trainer:
 
     def run(self, asked: threading.Event) -> int:
         start = self._resume()
+        gc.freeze()
+        gc.enable()
         self._heartbeat.say("started", step=start)
         self._print(
             f"started at step {start} of {self._settings.steps}, world size {self._worker.world_size}"
@@ -104,7 +114,7 @@ class Trainer:
             if due and not saving and self._checkpoints is not None:
                 self._checkpoints.begin(step, self._learner.state())
                 due = False
-            asked.wait(max(0.0, began_s + self._settings.step_time_s - time.monotonic()))
+            _pause(began_s + self._settings.step_time_s, asked)
         return self._finish(step)
 
     def _step(self, step: int) -> Tensor:
@@ -113,7 +123,7 @@ class Trainer:
 
     def _agree(self, loss: Tensor, asked: bool) -> tuple[float, bool, bool]:
         """The gang's loss; whether any rank was asked to leave; whether any is still saving."""
-        saving = self._checkpoints is not None and self._checkpoints.saving
+        saving = self._checkpoints is not None and self._checkpoints.busy()
         mine = torch.stack((loss, loss.new_tensor(asked), loss.new_tensor(saving)))
         dist.all_reduce(mine)
         total, askings, savings = mine.tolist()
