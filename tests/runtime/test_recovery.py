@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def reborn(world: World) -> World:
-    """A second controller over the same site, from the state as the journal has it; the first is never heard again."""
+    """A second controller over the same site, from the state as the journal has it."""
+    world.executor.close()
     return World(world.site, state=FleetState.restore(world.state.snapshot()))
 
 
