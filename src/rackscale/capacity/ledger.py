@@ -1,0 +1,426 @@
+"""The ledger: at any instant every delivered GPU is in exactly one state. A fold over events, exact in integers.
+
+    productive      does work that a checkpoint keeps, that finished, or that may still be kept; a service that answers
+    checkpointing   leaves on request and writes the checkpoint that keeps its work
+    lost            did work that no checkpoint kept when the attempt died: it is redone
+    starting        held, and not working yet
+    leaving         told to leave or broken, without a checkpoint in the end
+    claimed         free, and held for a gang while victims leave the rest
+    idle            up and free
+    spare           up, free, and kept for repairs
+    drained         taken out of use by people
+    unhealthy       failed, whoever holds it
+
+What is lost is known only afterwards: when an attempt dies, its work since the last checkpoint moves from productive
+to lost. Every second is charged to a cause (the decision or event behind it) and to the job's queue and priority.
+Time is integer microseconds, so that the states sum to delivered GPUs x time exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from typing import Any
+
+from msgspec import Struct
+
+from rackscale import events as ev
+from rackscale.capacity.attempts import Account, Attempt, Part, Phase
+from rackscale.fleet.gangs import Gang, Status
+from rackscale.fleet.occupancy import mask_of
+from rackscale.fleet.state import FleetState
+from rackscale.workload import Job
+
+STATES = (
+    "productive", "checkpointing", "lost", "starting", "leaving",
+    "claimed", "idle", "spare", "drained", "unhealthy",
+)  # fmt: skip
+FREE = STATES[5:]
+"""States of nodes that no gang uses."""
+FIRST = "first-start"
+"""Cause of starting where nothing went before."""
+CAUSES = {
+    "preempted-for": "preempted",
+    "drain": "drained",
+    "no-replacement": "node-failure",
+    "cancelled": "cancelled",
+}
+"""Reasons for leaving, as causes."""
+US_PER_H = 3_600_000_000
+NOBODY = Account()
+ADOPTED = ev.Reason(code="fits")
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """GPU-time in one state, of one cluster and system, for one cause and account."""
+
+    cluster: str
+    system: str
+    state: str
+    cause: str
+    queue: str
+    priority: str
+    kind: str
+    job: str
+    gpu_us: int
+    usd: Decimal | None
+    """None where the domains have no price."""
+
+    @property
+    def gpu_h(self) -> float:
+        return self.gpu_us / US_PER_H
+
+
+class Lot:
+    """Domains of one cluster, system and price, with the GPUs that no gang uses, by state."""
+
+    __slots__ = (
+        "_since_us",
+        "cluster",
+        "delivered_us",
+        "free",
+        "gpus",
+        "spent",
+        "system",
+        "usd_per_gpu_hour",
+    )
+
+    def __init__(self, spec: ev.DomainSpec, now_us: int) -> None:
+        self.cluster, self.system = spec.cluster, spec.system
+        price = spec.usd_per_gpu_hour
+        self.usd_per_gpu_hour = None if price is None else Decimal(str(price))
+        self.gpus = 0
+        self.delivered_us = 0
+        """GPU-microseconds delivered."""
+        self.free = [0] * len(FREE)
+        """GPUs now, by state of `FREE`."""
+        self.spent = [0] * len(FREE)
+        """GPU-microseconds, by state of `FREE`."""
+        self._since_us = now_us
+
+    def settle(self, now_us: int) -> None:
+        passed_us = now_us - self._since_us
+        if passed_us:
+            self._since_us = now_us
+            self.delivered_us += self.gpus * passed_us
+            for i, gpus in enumerate(self.free):
+                self.spent[i] += gpus * passed_us
+
+
+class Domain:
+    """One NVLink domain's nodes, as masks."""
+
+    __slots__ = (
+        "_counts",
+        "claimed",
+        "drained",
+        "failed",
+        "full",
+        "gpus_per_node",
+        "held",
+        "lot",
+        "spares",
+        "tenants",
+    )
+
+    def __init__(self, spec: ev.DomainSpec, lot: int) -> None:
+        self.full = (1 << spec.nodes) - 1
+        self.failed = self.drained = self.held = self.claimed = 0
+        self.spares, self.gpus_per_node, self.lot = spec.spares, spec.gpus_per_node, lot
+        self.tenants: dict[str, None] = {}
+        self._counts = (0,) * len(FREE)
+
+    def recount(self, lot: Lot, now_us: int) -> None:
+        """Take the masks as they are into the lot, from now on."""
+        rest = self.full & ~(self.failed | self.held)
+        usable = rest & ~self.drained
+        claimed = usable & self.claimed
+        free = (usable ^ claimed).bit_count()
+        spare = min(free, self.spares)
+        counts = (
+            claimed.bit_count(), free - spare, spare, (rest ^ usable).bit_count(), self.failed.bit_count()
+        )  # fmt: skip
+        before = self._counts
+        if counts != before:
+            lot.settle(now_us)
+            for i, nodes in enumerate(counts):
+                lot.free[i] += (nodes - before[i]) * self.gpus_per_node
+            self._counts = counts
+
+
+class Ledger:
+    """Listens to events (`ledger(event)`) and answers for any instant not before the last of them.
+
+    `by_job` keeps jobs apart in the rows; without it a ledger's size does not grow with the number of jobs.
+    """
+
+    def __init__(self, *, by_job: bool = False) -> None:
+        self.now_us = 0
+        self.lots: list[Lot] = []
+        self._by_job = by_job
+        self._lot_of: dict[tuple[str, str, float | None], int] = {}
+        self._domains: list[Domain] = []
+        self._index: dict[str, int] = {}
+        self._jobs: dict[str, Job] = {}
+        self._owner: dict[str, Job] = {}
+        """Gang -> its job."""
+        self._attempts: dict[str, Attempt] = {}
+        self._claims: dict[str, list[tuple[int, int]]] = {}
+        self._why: dict[str, str] = {}
+        """Gang that ran before -> the cause of its waiting."""
+        self._cells: dict[tuple[int, str, str, Account], int] = {}
+        """(lot, state, cause, account) -> GPU-microseconds of attempts that are over."""
+        self._fold: dict[type, Callable[[Any], None]] = {
+            ev.Delivered: self._delivered, ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
+            ev.Drained: self._drained, ev.Undrained: self._undrained, ev.NodeFailed: self._node_failed,
+            ev.NodeRepaired: self._node_repaired, ev.GangRunning: self._gang_running,
+            ev.Checkpointed: self._checkpointed, ev.GangEnded: self._gang_ended, ev.Decided: self._decided,
+            ev.Start: self._start, ev.Restart: self._restart, ev.Preempt: self._leave, ev.Stop: self._leave,
+            ev.Requeue: self._leave, ev.Claim: self._claim, ev.Unclaim: self._unclaim, ev.Refuse: self._refuse,
+        }  # fmt: skip
+
+    def __call__(self, event: ev.Event) -> None:
+        """Take one event in. Time never runs backwards: an older event counts as happening now."""
+        now_us = microseconds(event.at_s)
+        self.now_us = max(self.now_us, now_us)
+        fold = self._fold.get(type(event))
+        if fold is not None:
+            fold(event)
+
+    def adopt(self, state: FleetState, at_s: float) -> None:
+        """Begin with a live fleet: what its gangs hold counts from `at_s` on, and earlier work as kept."""
+        self(ev.Delivered(at_s=at_s, domains=tuple(state.domains)))
+        for domain, failed, drained in zip(self._domains, state.failed, state.drained, strict=True):
+            domain.failed, domain.drained = failed, drained
+            domain.recount(self.lots[domain.lot], self.now_us)
+        for job in state.jobs.values():
+            self._submitted(ev.Submitted(at_s=at_s, job=job))
+        for gang in state.gangs.values():
+            if gang.claim:
+                self._claim(ev.Claim(gang=gang.name, binding=gang.claim, reason=ADOPTED))
+            if gang.binding:
+                self._adopt(gang)
+
+    def _adopt(self, gang: Gang) -> None:
+        self._start(ev.Start(gang=gang.name, attempt=gang.attempt, binding=gang.binding, reason=ADOPTED))
+        attempt = self._attempts[gang.name]
+        if gang.running_s is not None:
+            attempt.work(self.now_us)
+        if gang.status in (Status.BROKEN, Status.LEAVING):
+            attempt.stop(self.now_us, CAUSES.get(gang.cause, gang.cause))
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def delivered_gpus(self) -> int:
+        return sum(lot.gpus for lot in self.lots)
+
+    def held_gpus(self) -> int:
+        """GPUs on healthy nodes that gangs hold now."""
+        return sum(lot.gpus - sum(lot.free) for lot in self.lots)
+
+    def delivered_gpu_us(self, at_s: float | None = None) -> int:
+        """Delivered GPUs x time until `at_s` (None: until now), which the rows sum to."""
+        self._settle(at_s)
+        return sum(lot.delivered_us for lot in self.lots)
+
+    def rows(self, at_s: float | None = None) -> tuple[Row, ...]:
+        """All GPU-time until `at_s` (None: until now), in a fixed order. Rows without time are left out."""
+        self._settle(at_s)
+        cells = dict(self._cells)
+        for attempt in self._attempts.values():
+            _add(cells, attempt.account, attempt.parts(self.now_us))
+        for i, lot in enumerate(self.lots):
+            _add(cells, NOBODY, (Part(i, state, "", us) for state, us in zip(FREE, lot.spent, strict=True)))
+        order = sorted((key[0], STATES.index(key[1]), *key[2:]) for key, gpu_us in cells.items() if gpu_us)
+        return tuple(self._row(lot, STATES[s], cause, account, cells) for lot, s, cause, account in order)
+
+    def _row(
+        self, lot: int, state: str, cause: str, account: Account, cells: dict[tuple[int, str, str, Account], int]
+    ) -> Row:  # fmt: skip
+        where, gpu_us = self.lots[lot], cells[lot, state, cause, account]
+        price = where.usd_per_gpu_hour
+        return Row(
+            cluster=where.cluster, system=where.system, state=state, cause=cause, queue=account.queue,
+            priority=account.priority, kind=account.kind, job=account.job, gpu_us=gpu_us,
+            usd=None if price is None else price * gpu_us / US_PER_H,
+        )  # fmt: skip
+
+    def _settle(self, at_s: float | None) -> None:
+        if at_s is not None:
+            assert microseconds(at_s) >= self.now_us, "the ledger only answers for now and later"
+            self.now_us = microseconds(at_s)
+        for lot in self.lots:
+            lot.settle(self.now_us)
+
+    # -- people and hardware -----------------------------------------------------------------------------------------
+
+    def _delivered(self, event: ev.Delivered) -> None:
+        for spec in event.domains:
+            key = (spec.cluster, spec.system, spec.usd_per_gpu_hour)
+            at = self._lot_of.setdefault(key, len(self.lots))
+            if at == len(self.lots):
+                self.lots.append(Lot(spec, self.now_us))
+            lot, domain = self.lots[at], Domain(spec, at)
+            lot.settle(self.now_us)
+            lot.gpus += spec.nodes * spec.gpus_per_node
+            self._index[spec.name] = len(self._domains)
+            self._domains.append(domain)
+            domain.recount(lot, self.now_us)
+
+    def _submitted(self, event: ev.Submitted) -> None:
+        job = event.job
+        if not any(gang in self._attempts for gang in job.gangs()):
+            self._jobs[job.name] = job
+            self._owner.update(dict.fromkeys(job.gangs(), job))
+
+    def _cancelled(self, event: ev.Cancelled) -> None:
+        job = self._jobs.get(event.job)
+        for gang in job.gangs() if job else ():
+            if gang not in self._attempts:
+                self._forget(gang)
+
+    def _drained(self, event: ev.Drained) -> None:
+        domain, mask = self._part(event.domain, event.nodes)
+        domain.drained |= mask
+        domain.recount(self.lots[domain.lot], self.now_us)
+
+    def _undrained(self, event: ev.Undrained) -> None:
+        domain, mask = self._part(event.domain, event.nodes)
+        domain.drained &= ~mask
+        domain.recount(self.lots[domain.lot], self.now_us)
+
+    def _node_failed(self, event: ev.NodeFailed) -> None:
+        domain, mask = self._part(event.domain, event.nodes)
+        domain.failed |= mask
+        d = self._index[event.domain]
+        for gang in domain.tenants:
+            attempt = self._attempts[gang]
+            if attempt.phase is not Phase.STOPPED and any(at == d and held & mask for at, held in attempt.on):
+                attempt.stop(self.now_us, "node-failure")
+        self._health(domain)
+
+    def _node_repaired(self, event: ev.NodeRepaired) -> None:
+        domain, mask = self._part(event.domain, event.nodes)
+        domain.failed &= ~mask
+        self._health(domain)
+
+    def _health(self, domain: Domain) -> None:
+        for gang in domain.tenants:
+            attempt = self._attempts[gang]
+            gpus = self._gpus(attempt.on)
+            if gpus != attempt.gpus:
+                attempt.resize(self.now_us, gpus)
+        domain.recount(self.lots[domain.lot], self.now_us)
+
+    def _part(self, name: str, nodes: tuple[int, ...] | None) -> tuple[Domain, int]:
+        domain = self._domains[self._index[name]]
+        return domain, domain.full if nodes is None else mask_of(nodes)
+
+    # -- gangs -------------------------------------------------------------------------------------------------------
+
+    def _gang_running(self, event: ev.GangRunning) -> None:
+        attempt = self._attempts.get(event.gang)
+        if attempt is not None and attempt.number == event.attempt and attempt.phase is Phase.STARTING:
+            attempt.work(self.now_us)
+
+    def _checkpointed(self, event: ev.Checkpointed) -> None:
+        attempt = self._attempts.get(event.gang)
+        if attempt is not None and attempt.number == event.attempt:
+            attempt.save(self.now_us)
+
+    def _gang_ended(self, event: ev.GangEnded) -> None:
+        attempt = self._attempts.get(event.gang)
+        if attempt is None or attempt.number != event.attempt:
+            return
+        self._close(event.gang, attempt, event)
+        cause = self._why[event.gang] = attempt.stop_cause or "program-failed"
+        if cause == "cancelled" or (event.outcome == "finished" and attempt.account.kind != "service"):
+            self._forget(event.gang)
+
+    def _decided(self, event: ev.Decided) -> None:
+        for action in event.plan.actions:
+            self._fold[type(action)](action)
+
+    def _start(self, action: ev.Start | ev.Restart) -> None:
+        gang = action.gang
+        self._unclaim(action)
+        job = self._owner[gang]
+        on = self._masks(action.binding)
+        attempt = self._attempts[gang] = Attempt(
+            self.now_us, number=action.attempt, cause=self._why.pop(gang, FIRST), on=on, gpus=self._gpus(on),
+            account=Account(job.queue, job.priority, job.kind, job.name if self._by_job else ""),
+        )  # fmt: skip
+        for d, mask in attempt.on:
+            domain = self._domains[d]
+            domain.held |= mask
+            domain.tenants[gang] = None
+            domain.recount(self.lots[domain.lot], self.now_us)
+
+    def _restart(self, action: ev.Restart) -> None:
+        self._close(action.gang, self._attempts[action.gang], None)
+        self._why[action.gang] = "node-failure"
+        self._start(action)
+
+    def _leave(self, action: ev.Preempt | ev.Stop | ev.Requeue) -> None:
+        self._attempts[action.gang].stop(self.now_us, CAUSES[action.reason.code])
+
+    def _claim(self, action: ev.Claim) -> None:
+        claim = self._claims[action.gang] = self._masks(action.binding)
+        for d, mask in claim:
+            domain = self._domains[d]
+            domain.claimed |= mask
+            domain.recount(self.lots[domain.lot], self.now_us)
+
+    def _unclaim(self, action: ev.Unclaim | ev.Start | ev.Restart) -> None:
+        self._drop_claim(action.gang)
+
+    def _refuse(self, action: ev.Refuse) -> None:
+        for gang in self._jobs[action.job].gangs():
+            self._forget(gang)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _masks(self, binding: ev.Binding) -> list[tuple[int, int]]:
+        return [(self._index[segment.domain], mask_of(segment.nodes)) for segment in binding]
+
+    def _gpus(self, on: Iterable[tuple[int, int]]) -> dict[int, int]:
+        gpus: dict[int, int] = {}
+        for d, mask in on:
+            domain = self._domains[d]
+            healthy = (mask & ~domain.failed).bit_count() * domain.gpus_per_node
+            gpus[domain.lot] = gpus.get(domain.lot, 0) + healthy
+        return gpus
+
+    def _close(self, gang: str, attempt: Attempt, ended: ev.GangEnded | None) -> None:
+        """The attempt is over: charge its time and free its nodes."""
+        _add(self._cells, attempt.account, attempt.parts(self.now_us, ended))
+        del self._attempts[gang]
+        for d, mask in attempt.on:
+            domain = self._domains[d]
+            domain.held &= ~mask
+            domain.tenants.pop(gang, None)
+            domain.recount(self.lots[domain.lot], self.now_us)
+
+    def _drop_claim(self, gang: str) -> None:
+        for d, mask in self._claims.pop(gang, ()):
+            domain = self._domains[d]
+            domain.claimed &= ~mask
+            domain.recount(self.lots[domain.lot], self.now_us)
+
+    def _forget(self, gang: str) -> None:
+        """The gang has ended for good."""
+        self._drop_claim(gang)
+        self._why.pop(gang, None)
+        job = self._owner.pop(gang, None)
+        if job is not None and not any(other in self._owner for other in job.gangs()):
+            del self._jobs[job.name]
+
+
+def microseconds(at_s: float) -> int:
+    return round(at_s * 1e6)
+
+
+def _add(cells: dict[tuple[int, str, str, Account], int], account: Account, parts: Iterable[Part]) -> None:
+    for lot, state, cause, gpu_us in parts:
+        key = (lot, state, cause, account)
+        cells[key] = cells.get(key, 0) + gpu_us

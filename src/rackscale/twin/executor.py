@@ -1,0 +1,226 @@
+"""The executor in simulated time: it answers `poll` from an agenda of future happenings, and jumps to the next.
+
+It decides nothing. What it has instead of machines is a model of the world: how long work really takes (which the
+scheduler never sees), when hardware fails, what starts, checkpoints and departures take. Equal seeds and equal inputs
+give the same events, byte for byte.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop
+from math import inf
+
+from rackscale.events import (
+    Cancelled,
+    Checkpointed,
+    Delivered,
+    GangEnded,
+    GangRunning,
+    Input,
+    NodeFailed,
+    NodeRepaired,
+    Plan,
+    Preempt,
+    Refuse,
+    Requeue,
+    Restart,
+    Start,
+    Stop,
+    Submitted,
+    Ticked,
+)
+from rackscale.fleet.gangs import Status
+from rackscale.fleet.occupancy import mask_of
+from rackscale.fleet.state import FleetState
+from rackscale.spec import Failures, Submission
+from rackscale.twin.agenda import Agenda
+from rackscale.twin.hardware import Hardware
+from rackscale.twin.runs import Run
+from rackscale.workload import Job
+
+QUIET = (Checkpointed, GangRunning)
+"""Events after which no decision is due: any number of them may share a cycle with the next that asks for one."""
+BATCH = 1024
+"""Quiet events handed over at once, at most."""
+
+
+class TwinExecutor:
+    """Gangs, hardware and people in simulated time.
+
+    `submissions` and `inputs` (deliveries, drains, cancellations, scripted failures) arrive when they say; both must
+    be in time order and are read as time passes, so they may be endless. Without `failures` nothing fails by itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        submissions: Iterable[Submission] = (),
+        inputs: Iterable[Input] = (),
+        failures: Failures | None = None,
+        start_s: float = 0.0,
+        batch: int = BATCH,
+    ) -> None:
+        self.now_s = start_s
+        """Simulated time: of the last events handed over, or the deadline that passed without any."""
+        self.done = False
+        """Whether nothing can happen any more."""
+        self._batch = batch
+        self._agenda = Agenda()
+        self._hardware = Hardware(self._agenda, failures, seed)
+        self._runs: dict[str, Run] = {}
+        """Gang -> its run; gangs that have ended for good are gone."""
+        self._on: dict[str, dict[str, int]] = {}
+        """Domain -> gang -> mask of the nodes it holds."""
+        self._durations: dict[str, float | None] = {}
+        """Job -> its true duration, between its arrival and its submission."""
+        _Arrivals(self, heapq.merge(inputs, submissions, key=lambda item: item.at_s))
+
+    # -- the seam ----------------------------------------------------------------------------------------------------
+
+    def recover(self, state: FleetState) -> None:
+        """Take over a live fleet: what runs goes on, with what is known or estimated of the work that remains."""
+        self.now_s = max(self.now_s, state.now_s)
+        self._hardware.deliver(self.now_s, state.domains)
+        for d, spec in enumerate(state.domains):
+            down = tuple(node for node in range(spec.nodes) if state.failed[d] >> node & 1)
+            if down:
+                self._hardware.found_down(self.now_s, spec, down)
+        for gang in state.gangs.values():
+            run = self._admit(gang.name, state.jobs[gang.job], state.jobs[gang.job].duration_s, gang.kept_s)
+            run.resume(gang, self.now_s)
+            self._place(run)
+
+    def poll(self, deadline_s: float | None) -> Sequence[Input]:
+        """The next event that asks for a decision, all that happen at its time, and the quiet ones before it."""
+        heap = self._agenda.heap
+        last_s = inf if deadline_s is None else deadline_s
+        events: list[Input] = []
+        room, loud = self._batch, False
+        while heap and heap[0][0] <= last_s and (loud or room):
+            at_s, ticket, happening = heappop(heap)
+            event = happening.happen(at_s, ticket)
+            if event is None:
+                continue
+            events.append(event)
+            if isinstance(event, QUIET):
+                room -= 1
+            else:
+                loud, last_s = True, at_s
+                self._notice(event)
+        if not loud and room and deadline_s is not None:
+            events.append(Ticked(at_s=deadline_s))
+        if events:
+            self.now_s = max(self.now_s, events[-1].at_s)
+        self.done = not events
+        return events
+
+    def apply(self, plan: Plan) -> None:
+        at_s = plan.at_s
+        for action in plan.actions:
+            match action:
+                case Start() | Restart():
+                    run = self._runs[action.gang]
+                    if action.attempt > run.attempt:
+                        self._leave_nodes(run)
+                        run.start(at_s, action.attempt, action.binding)
+                        self._place(run)
+                case Preempt() | Stop():
+                    run = self._runs[action.gang]
+                    if run.status is not Status.LEAVING and run.attempt == action.attempt:
+                        run.leave(at_s, action.grace_s)
+                case Requeue():
+                    run = self._runs[action.gang]
+                    if run.status is Status.BROKEN and run.attempt == action.attempt:
+                        run.kill(at_s)
+                case Refuse():
+                    self._drop(action.job)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    # -- the world ---------------------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission) -> Submitted:
+        """A job arrives; how long it takes is known here and nowhere else."""
+        self._durations[submission.job.name] = submission.duration_s
+        return Submitted(at_s=submission.at_s, job=submission.job)
+
+    def put(self, at_s: float, arrivals: _Arrivals) -> None:
+        self._agenda.put(at_s, arrivals)
+
+    def _notice(self, event: Input) -> None:
+        """What an event does to the world before anything is decided about it."""
+        match event:
+            case GangEnded():
+                self._ended(self._runs[event.gang], event)
+            case Submitted():
+                true_s = self._durations.pop(event.job.name, event.job.duration_s)
+                for gang in event.job.gangs():
+                    if gang not in self._runs:
+                        self._admit(gang, event.job, true_s, 0.0)
+            case NodeFailed():
+                mask = -1 if event.nodes is None else mask_of(event.nodes)
+                for gang, held in self._on.get(event.domain, {}).items():
+                    if held & mask:
+                        self._runs[gang].lose_node(event.at_s)
+            case NodeRepaired():
+                self._hardware.repaired(event.domain, event.nodes)
+            case Delivered():
+                self._hardware.deliver(event.at_s, event.domains)
+            case Cancelled():
+                self._cancel(event.job)
+
+    def _ended(self, run: Run, event: GangEnded) -> None:
+        self._leave_nodes(run)
+        if run.cancelled or event.outcome == "finished":
+            del self._runs[run.gang]
+
+    def _cancel(self, job: str) -> None:
+        self._drop(job)
+        for run in self._runs.values():
+            run.cancelled |= run.job == job
+
+    def _admit(self, gang: str, job: Job, true_s: float | None, kept_s: float) -> Run:
+        run = self._runs[gang] = Run(
+            self._agenda, gang=gang, job=job.name, durability=job.durability, true_s=true_s, kept_s=kept_s
+        )
+        return run
+
+    def _drop(self, job: str) -> None:
+        """Forget the gangs of a job that wait: they will not start again."""
+        for name in [n for n, run in self._runs.items() if run.job == job and run.status is Status.WAITING]:
+            del self._runs[name]
+
+    def _place(self, run: Run) -> None:
+        for segment in run.binding:
+            on = self._on.setdefault(segment.domain, {})
+            on[run.gang] = on.get(run.gang, 0) | mask_of(segment.nodes)
+
+    def _leave_nodes(self, run: Run) -> None:
+        for segment in run.binding:
+            self._on[segment.domain].pop(run.gang, None)
+        run.binding = ()
+
+
+class _Arrivals:
+    """What people do, one thing at a time: the next one is read when the one before has happened."""
+
+    __slots__ = ("_items", "_next", "_twin")
+
+    def __init__(self, twin: TwinExecutor, items: Iterator[Input | Submission]) -> None:
+        self._twin, self._items = twin, items
+        self._next: Input | Submission | None = None
+        self._read()
+
+    def _read(self) -> None:
+        self._next = next(self._items, None)
+        if self._next is not None:
+            self._twin.put(self._next.at_s, self)
+
+    def happen(self, at_s: float, ticket: int) -> Input | None:  # noqa: ARG002 - arrivals are never taken back
+        item = self._next
+        self._read()
+        return self._twin.submit(item) if isinstance(item, Submission) else item

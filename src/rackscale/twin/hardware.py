@@ -1,0 +1,157 @@
+"""What fails and what is repaired, from seeded streams: one per cause, so that changing one cause changes no other.
+
+Failures of one cause are a Poisson process over all GPUs delivered so far. A failure picks its GPU uniformly; where
+the node is down already, nothing happens. Rates and repair times are `spec.Failures`; its defaults are assumed, since
+no field data for NVL72 racks was found.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from random import Random
+
+from rackscale.events import DomainSpec, Input, NodeFailed, NodeRepaired
+from rackscale.spec import Duration, Failures
+from rackscale.twin.agenda import Agenda
+
+NEVER = -1
+
+
+class Hardware:
+    """Every delivered domain, and until when which of its nodes are down."""
+
+    def __init__(self, agenda: Agenda, failures: Failures | None, seed: int) -> None:
+        self.gpus = 0
+        self._agenda, self._failures = agenda, failures
+        self._domains: list[DomainSpec] = []
+        self._before: list[int] = []
+        """GPUs of all domains before each one."""
+        self._down: dict[str, dict[int, float]] = {}
+        """Domain -> node -> when it is repaired."""
+        self._repairs = Random(f"{seed}/failures/found-down")
+        self._causes: tuple[Cause, ...] = ()
+        if failures is not None:
+            all_s, domain = failures.per_gpu_hour / 3600.0, failures.domain_share
+            kinds = (
+                ("node", (1.0 - domain) * all_s, failures.node_repair),
+                ("domain", domain * all_s, failures.domain_repair),
+            )
+            self._causes = tuple(
+                Cause(
+                    self,
+                    agenda,
+                    Random(f"{seed}/failures/{name}"),
+                    name=name,
+                    per_gpu_s=per_gpu_s,
+                    repair=repair,
+                )
+                for name, per_gpu_s, repair in kinds
+            )
+
+    def deliver(self, at_s: float, domains: Iterable[DomainSpec]) -> None:
+        """More GPUs that may fail from now on."""
+        for cause in self._causes:
+            cause.age(at_s)
+        for spec in domains:
+            self._domains.append(spec)
+            self._before.append(self.gpus)
+            self.gpus += spec.nodes * spec.gpus_per_node
+        for cause in self._causes:
+            cause.expect(at_s)
+
+    def pick(self, share: float) -> tuple[DomainSpec, int]:
+        """The domain and node of the GPU at this share (0 to 1) of all."""
+        gpu = int(share * self.gpus)
+        at = bisect_right(self._before, gpu) - 1
+        spec = self._domains[at]
+        return spec, (gpu - self._before[at]) // spec.gpus_per_node
+
+    def fail(self, at_s: float, spec: DomainSpec, nodes: Iterable[int], repair_s: float) -> bool:
+        """Take nodes down until they are repaired. False if all of them were down already."""
+        down = self._down.setdefault(spec.name, {})
+        fresh = False
+        for node in nodes:
+            fresh |= node not in down
+            down[node] = max(down.get(node, 0.0), at_s + repair_s)
+        self._agenda.put(at_s + repair_s, Repair(self, spec))
+        return fresh
+
+    def found_down(self, at_s: float, spec: DomainSpec, nodes: Iterable[int]) -> None:
+        """Nodes that were down before the twin began; their repair takes as long as a fresh one."""
+        if self._failures is not None:
+            self.fail(at_s, spec, nodes, self._failures.node_repair.sample_s(self._repairs))
+
+    def repaired(self, domain: str, nodes: tuple[int, ...] | None) -> None:
+        """Somebody else repaired these nodes (None: all)."""
+        if nodes is None:
+            self._down.pop(domain, None)
+        for node in nodes or ():
+            self._down.get(domain, {}).pop(node, None)
+
+    def due(self, at_s: float, spec: DomainSpec) -> tuple[int, ...]:
+        """Nodes of the domain whose repair is done by now."""
+        down = self._down.get(spec.name, {})
+        return tuple(sorted(node for node, until_s in down.items() if until_s <= at_s))
+
+
+class Repair:
+    """The end of one repair. What failed again meanwhile stays down."""
+
+    __slots__ = ("_hardware", "_spec")
+
+    def __init__(self, hardware: Hardware, spec: DomainSpec) -> None:
+        self._hardware, self._spec = hardware, spec
+
+    def happen(self, at_s: float, ticket: int) -> Input | None:  # noqa: ARG002 - a repair is never taken back
+        nodes = self._hardware.due(at_s, self._spec)
+        return NodeRepaired(at_s=at_s, domain=self._spec.name, nodes=nodes) if nodes else None
+
+
+class Cause:
+    """One cause of failure: when it strikes next, what it takes, and how long the repair is."""
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        agenda: Agenda,
+        stream: Random,
+        *,
+        name: str,
+        per_gpu_s: float,
+        repair: Duration,
+    ) -> None:
+        self.name, self.per_gpu_s, self.repair = name, per_gpu_s, repair
+        self._hardware, self._agenda, self._stream = hardware, agenda, stream
+        self._left = self._stream.expovariate(1.0)
+        """What remains of a unit-exponential hazard until the next failure."""
+        self._since_s = 0.0
+        self._ticket = NEVER
+
+    @property
+    def _rate(self) -> float:
+        return self.per_gpu_s * self._hardware.gpus
+
+    def age(self, now_s: float) -> None:
+        """Account for the hazard since the last failure or delivery."""
+        self._left -= (now_s - self._since_s) * self._rate
+        self._since_s = now_s
+
+    def expect(self, now_s: float) -> None:
+        """Put the next failure on the agenda."""
+        self._since_s = now_s
+        if self._rate > 0.0:
+            self._ticket = self._agenda.put(now_s + max(0.0, self._left) / self._rate, self)
+
+    def happen(self, at_s: float, ticket: int) -> Input | None:
+        if ticket != self._ticket:
+            return None
+        stream = self._stream
+        spec, node = self._hardware.pick(stream.random())
+        repair_s = self.repair.sample_s(stream)
+        self._left = stream.expovariate(1.0)
+        self.expect(at_s)
+        nodes = (node,) if self.name == "node" else None
+        if not self._hardware.fail(at_s, spec, nodes or range(spec.nodes), repair_s):
+            return None
+        return NodeFailed(at_s=at_s, domain=spec.name, nodes=nodes, cause=self.name)
