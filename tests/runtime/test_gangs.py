@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import pytest
 
 from rackscale import events as ev
 from rackscale.programs import instance, processes
+from rackscale.runtime import gangs
 from rackscale.runtime.supervisor import Settings
 from rackscale.workload import Durability
 from tests.runtime.world import QUICK, STEPS, World
@@ -152,7 +154,7 @@ def test_a_program_without_a_handler_leaves_without_a_checkpoint(world: World) -
     world.submit("sleep 1000; echo never", nodes=2)
     world.until_running()
     world.tell(ev.Cancelled(at_s=time.time(), job="a"))
-    assert world.until_ended(timeout_s=3) == "cancelled"
+    assert world.until_ended(timeout_s=4.5) == "cancelled"
     (left,) = world.all(ev.GangEnded)
     assert (left.outcome, left.checkpointed) == ("left", False)
 
@@ -163,7 +165,7 @@ def test_who_does_not_leave_is_killed_after_the_grace_period(world: World) -> No
     began_s = time.time()
     world.tell(ev.Cancelled(at_s=began_s, job="a"))
     assert world.until_ended() == "cancelled"
-    assert 0.4 <= time.time() - began_s < 2
+    assert 0.4 <= time.time() - began_s < 4
     (left,) = world.all(ev.GangEnded)
     assert (left.checkpointed, left.detail) == (False, "killed after the grace period")
     assert world.processes() == []
@@ -182,7 +184,7 @@ def test_an_instance_that_is_stopped_is_killed_by_the_controller(world: World) -
 def test_a_gang_may_be_cancelled_before_it_is_up(world: World) -> None:
     world.submit("sleep 1000", nodes=4)
     world.tell(ev.Cancelled(at_s=time.time(), job="a"))
-    assert world.until_ended(timeout_s=3) == "cancelled"
+    assert world.until_ended(timeout_s=4.5) == "cancelled"
     assert world.all(ev.NodeFailed) == []
     assert world.processes() == []
 
@@ -269,7 +271,7 @@ def test_a_node_that_dies_while_its_gang_leaves(world: World) -> None:
     world.until_running()
     world.tell(ev.Cancelled(at_s=time.time(), job="a"))
     os.killpg(world.pid(1), signal.SIGKILL)
-    assert world.until_ended(timeout_s=4) == "cancelled"
+    assert world.until_ended(timeout_s=4.5) == "cancelled"
     assert [event.nodes for event in world.all(ev.NodeFailed)] == [(1,)]
     assert world.processes() == []
 
@@ -360,18 +362,16 @@ def test_polling_answers_soon_and_costs_little(world: World) -> None:
     for _ in range(10):
         (event,) = world.executor.poll(None)
         assert isinstance(event, ev.Ticked)
-    took_s, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
-    assert 0.8 < took_s < 1.5
-    assert cpu_s < 0.1
+    assert 0.8 < time.monotonic() - began_s < 5
+    assert time.process_time() - cpu_s < 0.1
 
 
-def test_a_death_wakes_the_poll(world: World) -> None:
+def test_a_death_wakes_the_poll(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.submit("sleep 1000")
     world.until_running()
-    os.killpg(world.pid(0), signal.SIGKILL)
-    began_s = time.monotonic()
-    assert any(isinstance(event, ev.NodeFailed) for event in world.executor.poll(None))
-    assert time.monotonic() - began_s < 0.08
+    monkeypatch.setattr(gangs, "WAKE_S", 600.0)
+    threading.Timer(0.2, os.killpg, (world.pid(0), signal.SIGKILL)).start()
+    assert [type(event) for event in world.executor.poll(None)] == [ev.NodeFailed]
 
 
 def test_attempts_of_an_earlier_journal_are_not_mistaken_for_ours(make: Make) -> None:

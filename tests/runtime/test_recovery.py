@@ -97,15 +97,15 @@ def test_a_request_to_leave_is_repeated(world: World, monkeypatch: pytest.Monkey
 
 
 def test_a_grace_period_counts_from_the_first_request(world: World) -> None:
-    world.submit(steps(10_000, 0.02, "--deaf"), durability=Durability(grace_s=1.0))
+    world.submit(steps(10_000, 0.02, "--deaf"), durability=Durability(grace_s=3.0))
     world.until_running()
     began_s = time.time()
     world.tell(ev.Cancelled(at_s=began_s, job="a"))
-    while time.time() < began_s + 0.7:
+    while time.time() < began_s + 2.0:
         world.controller.step(time.time() + 0.1)
     after = reborn(world)
     assert after.until_ended() == "cancelled"
-    assert time.time() - began_s < 1.7
+    assert time.time() - began_s < 4.9
 
 
 def test_a_decision_to_requeue_is_carried_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

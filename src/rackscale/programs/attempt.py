@@ -66,6 +66,10 @@ class InstanceSpec:
         return Path(self.folder, f"up-{self.node_rank}")
 
     @property
+    def log(self) -> Path:
+        return Path(self.folder, f"instance-{self.node_rank}.log")
+
+    @property
     def ranks(self) -> range:
         first = self.node_rank * self.ranks_per_node
         return range(first, first + self.ranks_per_node)

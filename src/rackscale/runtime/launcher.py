@@ -64,7 +64,10 @@ class Launcher(Protocol):
         """
 
     def alive(self, spec: InstanceSpec) -> bool:
-        """Whether the instance may still do something. False for good once it is gone, or once its node is."""
+        """Whether the instance may still do something. False for good once it is gone, or once its node is.
+
+        Where files of other nodes show up late, False only when an exit-N.json would be seen by now.
+        """
 
     def terminate(self, spec: InstanceSpec) -> None:
         """SIGTERM to the instance program (not to its group): it passes the request on to its ranks.

@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,12 +68,11 @@ class LocalLauncher:
 
     def _spawn(self, spec: InstanceSpec) -> int:
         argv = command(spec)
-        log = str(Path(spec.folder, f"instance-{spec.node_rank}.log"))
         return os.posix_spawn(
             argv[0], argv, self._env, setsid=True,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_OPEN, 1, str(spec.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
         )  # fmt: skip
@@ -116,19 +115,18 @@ class LocalLauncher:
     def terminate(self, spec: InstanceSpec) -> None:
         found = attempt.read_claim(spec)
         if found is not None and lives(found):
-            os.kill(found.pid, signal.SIGTERM)
+            _send(os.kill, found.pid, signal.SIGTERM)
 
     def kill(self, specs: Sequence[InstanceSpec]) -> None:
         for spec in specs:
             found = attempt.read_claim(spec)
             if found is not None and lives(found):
-                os.killpg(found.pid, signal.SIGKILL)
+                _send(os.killpg, found.pid, signal.SIGKILL)
         # What a dead leader left in its group, and what left the group, is known by the environment it was born with.
         marks = frozenset(mark for spec in specs for mark in _marks(spec))
-        for process in processes.every():
-            if not process.zombie and marks & processes.environ(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+        for _ in range(3):  # again, for children that were born while we looked
+            if not _sweep(marks):
+                break
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -166,6 +164,20 @@ def _marks(spec: InstanceSpec) -> list[bytes]:
     """What the environment of every process of the instance contains."""
     files = (attempt.heartbeat_file(Path(spec.folder), rank) for rank in spec.ranks)
     return [f"{HEARTBEAT_FILE}={file}".encode() for file in files]
+
+
+def _sweep(marks: frozenset[bytes]) -> int:
+    """SIGKILL to every process that was born with one of these environment entries; how many."""
+    found = [p.pid for p in processes.every() if not p.zombie and marks & processes.environ(p.pid)]
+    for pid in found:
+        _send(os.kill, pid, signal.SIGKILL)
+    return len(found)
+
+
+def _send(send: Callable[[int, int], None], pid: int, number: int) -> None:
+    """To a process or group that may go away by itself at this very moment."""
+    with contextlib.suppress(ProcessLookupError):
+        send(pid, number)
 
 
 def _readable(fd: int) -> bool:

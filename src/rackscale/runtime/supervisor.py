@@ -130,7 +130,8 @@ class Supervisor:
 
     def abandon(self) -> None:
         """Kill what is left and say nothing more: a node failed and the journal knows, or a successor takes over."""
-        self.kill("a node failed")
+        if self._phase is not Phase.BROKEN:
+            self.kill("a node failed")
         self._phase = Phase.BROKEN
 
     def kill(self, why: str) -> None:
@@ -192,13 +193,13 @@ class Supervisor:
         if self._phase is Phase.UP:
             self._phase = Phase.BROKEN
         self.kill("a node failed")
-        nodes: dict[str, list[int]] = {}
-        for spec in died:
-            nodes.setdefault(spec.domain, []).append(spec.node)
         return [
-            NodeFailed(at_s=now_s, domain=domain, nodes=tuple(sorted(numbers)), cause="instance died")
-            for domain, numbers in nodes.items()
-        ]
+            NodeFailed(
+                at_s=now_s, domain=spec.domain, nodes=(spec.node,),
+                cause=": ".join(["instance died", *last_lines(spec.log, lines=1)]),
+            )
+            for spec in died
+        ]  # fmt: skip
 
     def _judge(self, now_s: float) -> None:
         """Whether the program failed or hangs."""
