@@ -128,9 +128,9 @@ def _row(name: str, record: _Record) -> Audit:
     forecast = record.forecast
     assert forecast is not None
     promised = Times(
-        start_s=_minus(forecast.start_s, record.submitted_s),
-        running_s=_minus(forecast.running_s, record.submitted_s),
-        end_s=_minus(forecast.end_s, record.submitted_s),
+        start_s=_after(record.submitted_s, forecast.start_s),
+        running_s=_after(record.submitted_s, forecast.running_s),
+        end_s=_after(record.submitted_s, forecast.end_s),
     )
     return Audit(
         job=name, outcome=record.outcome, forecast=promised, actual=record.actual,
@@ -141,3 +141,8 @@ def _row(name: str, record: _Record) -> Audit:
 
 def _minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
+
+
+def _after(submitted_s: float, at_s: float | None) -> float | None:
+    """Seconds after the submission; a plan is made a moment before it, and its "now" is no earlier."""
+    return None if at_s is None else max(0.0, at_s - submitted_s)

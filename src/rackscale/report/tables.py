@@ -6,7 +6,8 @@ from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
-from rackscale.events import Action
+from rackscale.audit import Audit, Score
+from rackscale.events import Action, Forecast
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
 from rackscale.report import words
@@ -109,4 +110,54 @@ def _gangs(state: FleetState, now_s: float) -> Table:
         table.add_row(name, "", "", Text(ended.outcome, style="dim"), ago, str(ended.attempts), "-", "-", "")
     if len(ordered) > GANGS_SHOWN:
         table.add_row("...", *[""] * 7, f"{len(ordered) - GANGS_SHOWN} more gangs; --json shows all")
+    return table
+
+
+def forecasts(items: tuple[Forecast, ...], now_s: float) -> Table:
+    """When jobs would start and end, counted from now."""
+    table = plain(
+        "job", "starts in", "works from", "ends in", "makes leave", title="forecast: one run of the twin"
+    )
+    for item in items:
+        starts, runs, ends = (
+            "not within the horizon" if at_s is None else words.duration(max(0.0, at_s - now_s))
+            for at_s in (item.start_s, item.running_s, item.end_s)
+        )
+        table.add_row(item.job, starts, runs, ends, ", ".join(item.victims) or "-")
+    return table
+
+
+def audit(rows: tuple[Audit, ...], score: Score) -> Stack:
+    """Forecast beside outcome, one line per job."""
+    table = plain("job", "outcome", "start", "end", "moved", "lost GPU-h", title="plan -> outcome")
+    for row in rows:
+        table.add_row(
+            row.job, row.outcome,
+            _arrow(words.duration(row.forecast.start_s), words.duration(row.actual.start_s)),
+            _arrow(words.duration(row.forecast.end_s), words.duration(row.actual.end_s)),
+            _arrow(", ".join(row.victims_forecast) or "-", ", ".join(row.victims) or "-"),
+            _arrow(f"{row.lost_gpu_h_forecast:.2g}", f"{row.lost_gpu_h:.2g}"),
+        )  # fmt: skip
+    if not rows:
+        return Stack(Text("no job was applied with a plan yet"))
+    start, end = (
+        "-" if error is None else words.duration(error)
+        for error in (score.median_abs_start_error_s, score.median_abs_end_error_s)
+    )
+    summary = f"{score.jobs} finished: median error of the start {start}, of the end {end};"
+    return Stack(table, Text(f"{summary} victims as planned in {score.victims_right} of {score.jobs}"))
+
+
+def _arrow(planned: str, was: str) -> str:
+    return planned if planned == was else f"{planned} -> {was}"
+
+
+def hours(by_state: dict[str, float]) -> Table:
+    """Where the GPU-hours went, largest first, with a bar."""
+    total = sum(by_state.values())
+    table = plain("state", "GPU-h", "share", "", title="where the GPU-hours went")
+    for state, value in sorted(by_state.items(), key=lambda item: -item[1]):
+        share = value / total if total else 0.0
+        table.add_row(state, f"{value:.4g}", f"{share:.1%}", Text("█" * round(40 * share), "green"))
+    table.add_row("all", f"{total:.4g}", "", "")
     return table

@@ -1,0 +1,79 @@
+"""check, schema, catalog: documents and facts, without a fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from rackscale import catalog, spec
+from rackscale.cli.output import FAILED, Files, JsonOption, out, print_json, report, show
+from rackscale.errors import DocumentError
+from rackscale.report.tables import plain
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's verbs."""
+    panel = "Documents and facts"
+    app.command(rich_help_panel=panel)(check)
+    app.command(rich_help_panel=panel)(schema)
+    app.command("catalog", rich_help_panel=panel)(show_catalog)
+
+
+def check(files: Files, json: JsonOption = False) -> None:
+    """Check documents; report every problem with its file and line.
+
+    Examples: `rackscale check site/` and `rackscale check train.yaml queue.yaml --json`
+    """
+    found = spec.check(files)
+    if json:
+        print_json({"counts": found.counts, "problems": found.problems})
+    elif found.problems:
+        report(DocumentError(found.problems))
+    else:
+        out.print("ok: " + ", ".join(f"{count} {kind}" for kind, count in found.counts.items()))
+    if found.problems:
+        raise typer.Exit(FAILED)
+
+
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write here instead of printing.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of all documents, for editors.
+
+    Example: `rackscale schema -o rackscale.schema.json`, then put
+    `# yaml-language-server: $schema=rackscale.schema.json` on top of a document.
+    """
+    if output is None:
+        print_json(spec.json_schema())
+        return
+    import msgspec
+
+    output.write_bytes(msgspec.json.format(msgspec.json.encode(spec.json_schema()), indent=2) + b"\n")
+    out.print(f"wrote {output}")
+
+
+def show_catalog(
+    name: Annotated[str | None, typer.Argument(help="One system; all of them when left out.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the systems that a fleet can be made of, with their sources.
+
+    Examples: `rackscale catalog` and `rackscale catalog u-p6e-gb300x72 --json`
+    """
+    systems = catalog.systems() if name is None else (catalog.system(name),)
+    table = plain("system", "what", "accelerator", "nodes", "GPUs per node", "GPUs")
+    for system in systems:
+        table.add_row(
+            Text(system.name),
+            system.title,
+            system.accelerator.name,
+            str(system.nodes),
+            str(system.gpus_per_node),
+            str(system.gpus),
+        )
+    show(systems, table, json=json)

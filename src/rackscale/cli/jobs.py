@@ -1,0 +1,271 @@
+"""plan, apply, why, audit, cancel: the four verbs, and taking a job back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from msgspec import Struct
+from rich.console import Group as Stack
+from rich.text import Text
+
+from rackscale import audit as auditing
+from rackscale import spec
+from rackscale.cli.output import FAILED, Files, JsonOption, SiteOption, err, fail, out, print_json, show
+from rackscale.cli.site import Picture, Site, picture
+from rackscale.commands import Cancel, Configure, Deliver, Drain, Reply, Submit, answer, preview
+from rackscale.errors import ControllerError, RackscaleError
+from rackscale.events import Action, Event, Forecast
+from rackscale.forecast import forecast
+from rackscale.report import tables
+from rackscale.scheduler.explain import Why
+from rackscale.scheduler.explain import why as explain
+from rackscale.workload import Job
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's verbs."""
+    panel = "The four verbs"
+    for verb in (plan, apply, why, audit):
+        app.command(rich_help_panel=panel)(verb)
+    app.command(rich_help_panel="A running fleet")(cancel)
+
+
+class PlanFile(Struct, frozen=True, kw_only=True):
+    """What `plan --out` saves and `apply --plan` holds the controller to."""
+
+    jobs: tuple[Job, ...]
+    actions: tuple[Action, ...]
+    forecasts: tuple[Forecast, ...]
+
+
+def plan(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="YAML files or folders with the jobs.", show_default=False)
+    ] = None,
+    site: SiteOption = Path(),
+    drain: Annotated[
+        str | None, typer.Option(metavar="NODE|DOMAIN", help="Plan a drain instead of, or with, the jobs.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Save the plan for `apply --plan`.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what would start where, who gives way and what it costs. Touches nothing.
+
+    Asks the live fleet where a controller has run in the site, else the empty fleet of its Fleet document. Starts that
+    lie in the future come from one run of the twin from there.
+
+    Examples: `rackscale plan train.yaml`, `rackscale plan train.yaml --out plan.json`,
+    `rackscale plan --drain us-001`, `rackscale plan examples/one-rack --json`
+    """
+    if not files and drain is None:
+        raise typer.BadParameter("name at least one file, or a node or domain with --drain")
+    seen = picture(Site(site), files) if files else _live(site)
+    made = make(seen, seen.documents.jobs, drain)
+    if output is not None:
+        saved = msgspec.json.encode(
+            PlanFile(jobs=seen.documents.jobs, actions=made.actions, forecasts=made.forecasts)
+        )
+        output.write_bytes(msgspec.json.format(saved, indent=2) + b"\n")
+    show(made, drawn(made, seen), json=json)
+
+
+class Made(Struct, frozen=True, kw_only=True):
+    """A plan as it is printed."""
+
+    at_s: float
+    live: bool
+    actions: tuple[Action, ...]
+    forecasts: tuple[Forecast, ...]
+    lost_gpu_h: float
+    """At most: work since the victims' last checkpoints."""
+    restart_gpu_h: float
+
+
+def _live(site: Path) -> Picture:
+    with Site(site).journal() as journal:
+        return Picture(journal.load(), spec.Documents(), live=True)
+
+
+def make(seen: Picture, jobs: tuple[Job, ...], drain: str | None = None) -> Made:
+    """Ask the scheduler and the twin; touches nothing. Raises RackscaleError for what would be refused."""
+    state = seen.state
+    at_s = max(time.time(), state.now_s) if seen.live else state.now_s
+    events: tuple[Event, ...] = ()
+    for command in (Drain(target=drain) if drain else None, Submit(jobs=jobs) if jobs else None):
+        if command is not None:
+            asked, reply = answer(state, command, at_s)
+            reply.check()
+            events += asked
+    actions = preview(state, events)
+    reasons = [action.reason for action in actions]
+    return Made(
+        at_s=at_s, live=seen.live, actions=actions,
+        forecasts=forecast(state, events, names=[job.name for job in jobs]),
+        lost_gpu_h=sum(r.lost_gpu_s for r in reasons) / 3600,
+        restart_gpu_h=sum(r.restart_gpu_s for r in reasons) / 3600,
+    )  # fmt: skip
+
+
+def drawn(made: Made, seen: Picture) -> Stack:
+    """The plan for people: the actions, then when everything starts."""
+    parts: list[object] = (
+        [tables.actions(made.actions)] if made.actions else [Text("nothing would be done now")]
+    )
+    if made.lost_gpu_h or made.restart_gpu_h:
+        cost = f"at most {made.lost_gpu_h:.2f} GPU-h of work lost, {made.restart_gpu_h:.2f} GPU-h to restart"
+        parts += [Text(), Text(cost, style="bold")]
+    if made.forecasts:
+        parts += [Text(), tables.forecasts(made.forecasts, made.at_s)]
+    if not seen.live:
+        parts += [
+            Text(),
+            Text("no controller has run here: planned on the empty fleet of the documents", style="dim"),
+        ]
+    return Stack(*parts)  # type: ignore[arg-type]  # rich's renderables have no common base
+
+
+def apply(
+    files: Files = [],  # noqa: B006  # typer reads it, nobody writes to it
+    site: SiteOption = Path(),
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", help="A plan saved by `plan --out`: refused if it no longer holds."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Submit jobs to the controller; new policy, queues and domains in the files come into force first.
+
+    The plan is made again at once. If the fleet changes between plan and deed so that an action changes, nothing is
+    submitted, and both are shown.
+
+    Examples: `rackscale apply train.yaml`, `rackscale apply --plan plan.json`
+    """
+    if bool(files) == (plan_file is not None):
+        raise typer.BadParameter("name files, or one plan with --plan")
+    where = Site(site)
+    saved = _read_plan(plan_file) if plan_file is not None else _replan(where, files, json=json)
+    reply = where.ask(Submit(jobs=saved.jobs, expected=saved.actions, forecasts=saved.forecasts))
+    if json:
+        print_json(reply)
+    else:
+        _say(reply)
+    if reply.outcome in ("refused", "drifted"):
+        raise typer.Exit(FAILED)
+
+
+def _read_plan(path: Path) -> PlanFile:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PlanFile)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RackscaleError(
+            f"{path} is no saved plan: {error}", hint="make one with rackscale plan --out"
+        ) from None
+
+
+def _replan(where: Site, files: list[Path], *, json: bool) -> PlanFile:
+    if not where.running:
+        raise ControllerError(f"no controller runs in {where.path}", hint=f"rackscale up {where.path}")
+    seen = picture(where, files)
+    documents = seen.documents
+    commands: list[Configure | Deliver] = []
+    if documents.policy is not None or documents.queues:
+        queues = {**seen.state.queues, **{queue.name: queue for queue in documents.queues}}
+        policy = documents.policy or seen.state.policy
+        commands.append(Configure(policy=policy, queues=tuple(queues.values())))
+    if documents.fleet:
+        commands.append(Deliver(domains=documents.fleet))
+    for command in commands:
+        reply = where.ask(command).check()
+        if reply.outcome == "done" and not json:
+            out.print(reply.message)
+    if commands:
+        seen = picture(where, files)
+    if not documents.jobs:
+        raise typer.Exit
+    made = make(seen, documents.jobs)
+    if not json:
+        out.print(drawn(made, seen))
+    return PlanFile(jobs=documents.jobs, actions=made.actions, forecasts=made.forecasts)
+
+
+def _say(reply: Reply) -> None:
+    if reply.outcome == "drifted":
+        err.print(f"refused: {reply.message}", style="red")
+        err.print("planned:", tables.actions(reply.expected), "now:", tables.actions(reply.actual))
+    elif reply.outcome == "refused":
+        fail(reply.message, reply.hint)
+    else:
+        out.print(reply.message, style="green", highlight=False)
+
+
+def why(
+    name: Annotated[str, typer.Argument(help="A job, or one gang of a service (`chat/0`).")],
+    site: SiteOption = Path(),
+    json: JsonOption = False,
+) -> None:
+    """Say why a job waits, runs where it does, was told to leave, or ended; and the cheapest way to unblock it.
+
+    Example: `rackscale why exp-812`
+    """
+    with Site(site).journal() as journal:
+        state = journal.load()
+    answers = explain(state, name)
+    show(answers, Stack(*(_explained(a) for a in answers)), json=json)
+
+
+def _explained(answer: Why) -> Stack:
+    head = Text.assemble((answer.gang, "bold"), "  ", (answer.status.upper(), "cyan"), "  ", answer.text)
+    parts: list[object] = [head]
+    if answer.status == "waiting" and answer.domains:
+        table = tables.plain("domain", "free nodes", "lacks", "held by")
+        for room in answer.domains:
+            table.add_row(room.domain, str(room.room), str(room.lacks), ", ".join(room.held_by))
+        parts.append(table)
+    if answer.unblock is not None:
+        unblock = answer.unblock
+        movers = ", ".join(unblock.victims) or "nobody (it waits for gangs that leave already)"
+        verb = "the scheduler will clear" if unblock.allowed else "it would start if you cleared"
+        text = f"{verb} {', '.join(unblock.domains)}: {movers} would move, {unblock.lost_gpu_h:.2f} GPU-h"
+        parts.append(Text(f"cheapest unblock: {text}"))
+    if answer.guards and not (answer.unblock and answer.unblock.allowed):
+        listed = ", ".join(f"{count} {reason}" for reason, count in answer.guards.items())
+        parts.append(Text(f"running gangs it may not evict, by reason: {listed}", style="dim"))
+    return Stack(*parts)  # type: ignore[arg-type]
+
+
+def audit(site: SiteOption = Path(), json: JsonOption = False) -> None:
+    """Show what each plan promised beside what then happened.
+
+    Forecasts are single runs of the twin so far: they have an error, not a band.
+
+    Example: `rackscale audit --json`
+    """
+    with Site(site).journal() as journal:
+        rows = auditing.audit(journal.events())
+    score = auditing.score(rows)
+    show({"jobs": rows, "score": score}, tables.audit(rows, score), json=json)
+
+
+def cancel(
+    names: Annotated[list[str], typer.Argument(help="Jobs to stop for good.")],
+    site: SiteOption = Path(),
+    json: JsonOption = False,
+) -> None:
+    """Stop jobs: they get their grace period to checkpoint, and do not come back.
+
+    Example: `rackscale cancel exp-812 sweep-9`
+    """
+    replies = {name: Site(site).ask(Cancel(job=name)) for name in names}
+    if json:
+        print_json(replies)
+    else:
+        for reply in replies.values():
+            _say(reply)
+    if any(reply.outcome == "refused" for reply in replies.values()):
+        raise typer.Exit(FAILED)
