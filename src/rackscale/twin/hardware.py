@@ -8,7 +8,7 @@ no field data for NVL72 racks was found.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from rackscale.events import DomainSpec, Input, NodeFailed, NodeRepaired
@@ -67,17 +67,17 @@ class Hardware:
         spec = self._domains[at]
         return spec, (gpu - self._before[at]) // spec.gpus_per_node
 
-    def fail(self, at_s: float, spec: DomainSpec, nodes: Iterable[int], repair_s: float) -> bool:
-        """Take nodes down until they are repaired. False if all of them were down already."""
+    def fail(self, at_s: float, spec: DomainSpec, nodes: Sequence[int], repair_s: float) -> bool:
+        """Take nodes down until they are repaired. False if all of them are down already: then nothing happens."""
         down = self._down.setdefault(spec.name, {})
-        fresh = False
+        if all(node in down for node in nodes):
+            return False
         for node in nodes:
-            fresh |= node not in down
             down[node] = max(down.get(node, 0.0), at_s + repair_s)
         self._agenda.put(at_s + repair_s, Repair(self, spec))
-        return fresh
+        return True
 
-    def found_down(self, at_s: float, spec: DomainSpec, nodes: Iterable[int]) -> None:
+    def found_down(self, at_s: float, spec: DomainSpec, nodes: Sequence[int]) -> None:
         """Nodes that were down before the twin began; their repair takes as long as a fresh one."""
         if self._failures is not None:
             self.fail(at_s, spec, nodes, self._failures.node_repair.sample_s(self._repairs))

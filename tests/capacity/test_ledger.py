@@ -1,0 +1,253 @@
+"""The ledger conserves GPU-time, whatever happens, and agrees with a slow fold of the same events."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from rackscale.capacity.ledger import FREE, Ledger, microseconds
+from rackscale.events import (
+    Action,
+    Checkpointed,
+    Decided,
+    Delivered,
+    DomainSpec,
+    Event,
+    GangEnded,
+    GangRunning,
+    Input,
+    NodeFailed,
+    Plan,
+    Preempt,
+    Reason,
+    Restart,
+    Segment,
+    Start,
+    Submitted,
+)
+from rackscale.fleet.gangs import Status
+from rackscale.fleet.state import FleetState
+from rackscale.workload import Durability, Job, Shape
+from tests.twin.story import END_S, Run, Story, stories
+
+
+class Slow:
+    """Looks at every node after every event."""
+
+    def __init__(self) -> None:
+        self.state, self.now_us = FleetState(), 0
+        self.spent: Counter[str] = Counter()
+        self.delivered_gpu_us = 0
+
+    def __call__(self, event: Event) -> None:
+        self.pass_time(microseconds(event.at_s))
+        self.state.fold(event)
+
+    def pass_time(self, until_us: int) -> None:
+        passed_us = max(0, until_us - self.now_us)
+        self.now_us += passed_us
+        for d, spec in enumerate(self.state.domains):
+            self.delivered_gpu_us += spec.nodes * spec.gpus_per_node * passed_us
+            free = 0
+            for node in range(spec.nodes):
+                state = self._state(d, 1 << node)
+                if state == "idle" and free < spec.spares:
+                    free, state = free + 1, "spare"
+                self.spent[state] += spec.gpus_per_node * passed_us
+
+    def _state(self, d: int, node: int) -> str:
+        state = self.state
+        if state.failed[d] & node:
+            return "unhealthy"
+        for gang, held in state.tenants.on[d].items():
+            if held & node:
+                return "starting" if state.gangs[gang].status is Status.STARTING else "in use"
+        if state.drained[d] & node:
+            return "drained"
+        return "claimed" if state.occupancy.claimed[d] & node else "idle"
+
+
+def by_state(ledger: Ledger, at_s: float | None = None) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for row in ledger.rows(at_s):
+        found[row.state] += row.gpu_us
+    return found
+
+
+@given(story=stories())
+def test_the_states_sum_to_what_was_delivered_at_every_instant(story: Story) -> None:
+    ledger = Ledger(by_job=True)
+    for event in Run(story).play().events:
+        ledger(event)
+        assert sum(by_state(ledger).values()) == ledger.delivered_gpu_us()
+    expected = sum(
+        spec.nodes * spec.gpus_per_node * microseconds(END_S - at_s)
+        for at_s, specs in [
+            (0.0, story.fleet),
+            *((e.at_s, e.domains) for e in story.inputs if hasattr(e, "domains")),
+        ]
+        for spec in specs
+    )
+    assert sum(by_state(ledger, END_S).values()) == expected
+
+
+@given(story=stories())
+def test_it_agrees_with_looking_at_every_node(story: Story) -> None:
+    ledger, slow = Ledger(), Slow()
+    for event in Run(story).play().events:
+        ledger(event)
+        slow(event)
+    slow.pass_time(microseconds(END_S))
+    found = by_state(ledger, END_S)
+    for state in (*FREE, "starting"):
+        assert found[state] == slow.spent[state], state
+    in_use = ("productive", "lost", "checkpointing", "leaving")
+    assert sum(found[state] for state in in_use) == slow.spent["in use"]
+
+
+@given(story=stories())
+def test_a_finished_job_is_credited_with_exactly_its_work(story: Story) -> None:
+    """However often it was preempted or lost a node: what was redone is in other states."""
+    story = replace(story, fleet=lone(story.fleet), inputs=tuple(map(lone_delivery, story.inputs)))
+    run, ledger = Run(story).play(), Ledger(by_job=True)
+    for event in run.events:
+        ledger(event)
+    productive: Counter[str] = Counter()
+    for row in ledger.rows(END_S):
+        if row.state == "productive":
+            productive[row.job] += row.gpu_us
+    for submission in story.submissions:
+        job, ended = submission.job, run.state.ended.get(submission.job.name)
+        if ended is not None and ended.outcome == "finished":
+            assert job.duration_s is not None
+            work_us = microseconds(job.duration_s) * job.shape.nodes
+            assert abs(productive[job.name] - work_us) <= 2 * job.shape.nodes * ended.attempts
+
+
+def lone(fleet: tuple[DomainSpec, ...]) -> tuple[DomainSpec, ...]:
+    """The same nodes with one GPU each, so that work is the same wherever it is done."""
+    return tuple(structs.replace(spec, gpus_per_node=1) for spec in fleet)
+
+
+def lone_delivery(event: Input) -> Input:
+    return Delivered(at_s=event.at_s, domains=lone(event.domains)) if isinstance(event, Delivered) else event
+
+
+def start(ledger: Ledger, *, usd: float | None = None, interval_s: float | None = 100.0) -> None:
+    """One domain of four nodes with two GPUs; a gang of two nodes works from second 10 on."""
+    spec = DomainSpec(
+        name="d", system="s", nodes=4, gpus_per_node=2, cluster="c", spares=1, usd_per_gpu_hour=usd
+    )
+    job = Job(
+        name="j", kind="training", shape=Shape(nodes_per_segment=2), queue="q", priority="high",
+        durability=Durability(checkpoint_interval_s=interval_s),
+    )  # fmt: skip
+    ledger(Delivered(at_s=0.0, domains=(spec,)))
+    ledger(Submitted(at_s=0.0, job=job))
+    binding = (Segment(domain="d", nodes=(0, 1)),)
+    decide(ledger, 0.0, Start(gang="j", attempt=1, binding=binding, reason=Reason(code="fits")))
+    ledger(GangRunning(at_s=10.0, gang="j", attempt=1))
+
+
+def decide(ledger: Ledger, at_s: float, *actions: Action) -> None:
+    ledger(Decided(at_s=at_s, plan=Plan(at_s=at_s, actions=actions)))
+
+
+def charged(ledger: Ledger, at_s: float) -> dict[tuple[str, str], float]:
+    """(state, cause) -> GPU-seconds."""
+    return {(row.state, row.cause): row.gpu_us / 1e6 for row in ledger.rows(at_s)}
+
+
+def test_work_since_the_last_checkpoint_becomes_lost_when_the_attempt_dies() -> None:
+    ledger = Ledger()
+    start(ledger)
+    ledger(Checkpointed(at_s=110.0, gang="j", attempt=1))
+    assert charged(ledger, 150.0)["productive", ""] == 140 * 4
+    ledger(NodeFailed(at_s=150.0, domain="d", nodes=(1,)))
+    binding = (Segment(domain="d", nodes=(0, 2)),)
+    decide(ledger, 150.0, Restart(gang="j", attempt=2, binding=binding, reason=Reason(code="spare")))
+    ledger(GangRunning(at_s=160.0, gang="j", attempt=2))
+    assert charged(ledger, 200.0) == {
+        ("productive", ""): (100 + 40) * 4,
+        ("lost", "node-failure"): 40 * 4,
+        ("starting", "first-start"): 10 * 4,
+        ("starting", "node-failure"): 10 * 4,
+        ("idle", ""): 150 * 2,
+        ("spare", ""): 200 * 2,
+        ("unhealthy", ""): 50 * 2,
+    }
+
+
+def test_leaving_with_a_checkpoint_loses_nothing() -> None:
+    ledger = Ledger()
+    start(ledger)
+    decide(ledger, 60.0, Preempt(gang="j", attempt=1, grace_s=30.0, reason=Reason(code="preempted-for")))
+    assert charged(ledger, 65.0)["leaving", "preempted"] == 5 * 4
+    ledger(GangEnded(at_s=70.0, gang="j", attempt=1, outcome="left", checkpointed=True))
+    found = charged(ledger, 70.0)
+    assert found["productive", ""] == 50 * 4
+    assert found["checkpointing", "preempted"] == 10 * 4
+    assert ("lost", "preempted") not in found
+
+
+def test_leaving_without_a_checkpoint_loses_the_work_since_the_last() -> None:
+    ledger = Ledger()
+    start(ledger)
+    decide(ledger, 60.0, Preempt(gang="j", attempt=1, grace_s=30.0, reason=Reason(code="drain")))
+    ledger(GangEnded(at_s=90.0, gang="j", attempt=1, outcome="left"))
+    found = charged(ledger, 90.0)
+    assert found["lost", "drained"] == 50 * 4
+    assert found["leaving", "drained"] == 30 * 4
+
+
+def test_events_of_an_attempt_that_is_over_count_for_nothing() -> None:
+    ledger = Ledger()
+    start(ledger)
+    ledger(GangEnded(at_s=50.0, gang="j", attempt=1, outcome="failed"))
+    before = charged(ledger, 60.0)
+    ledger(Checkpointed(at_s=60.0, gang="j", attempt=1))
+    ledger(GangEnded(at_s=60.0, gang="j", attempt=1, outcome="finished"))
+    assert charged(ledger, 60.0) == before
+    assert before["lost", "program-failed"] == 40 * 4
+
+
+def test_time_is_priced_where_domains_have_a_price() -> None:
+    priced, unpriced = Ledger(), Ledger()
+    start(priced, usd=10.582)
+    start(unpriced)
+    (starting,) = (row for row in priced.rows(3600.0) if row.state == "starting")
+    assert starting.usd == Decimal("10.582") * 40 / 3600
+    assert sum(row.usd or 0 for row in priced.rows()) == Decimal("10.582") * 8
+    assert {row.usd for row in unpriced.rows(3600.0)} == {None}
+
+
+def test_rows_name_the_queue_the_priority_and_on_request_the_job() -> None:
+    plain, by_job = Ledger(), Ledger(by_job=True)
+    start(plain)
+    start(by_job)
+    row = next(row for row in by_job.rows(20.0) if row.state == "productive")
+    assert (row.queue, row.priority, row.kind, row.job) == ("q", "high", "training", "j")
+    assert {row.job for row in plain.rows(20.0)} == {""}
+
+
+@given(story=stories(), at_s=st.floats(0.0, END_S))
+def test_it_can_begin_with_a_live_fleet(story: Story, at_s: float) -> None:
+    run = Run(story).play(at_s)
+    whole, late = Ledger(), Ledger()
+    for event in run.events:
+        whole(event)
+    now_s = run.state.now_s
+    late.adopt(run.state, now_s)
+    assert late.held_gpus() == whole.held_gpus()
+    before, seen = by_state(whole, now_s), len(run.events)
+    for event in run.play().events[seen:]:
+        whole(event)
+        late(event)
+    assert sum(by_state(late, END_S).values()) == late.delivered_gpu_us()
+    for state in FREE:
+        assert by_state(late)[state] == by_state(whole, END_S)[state] - before[state], state
