@@ -36,7 +36,7 @@ from rackscale.report import tables, timeline, words
 PRODUCTION, TRAINING, SERVICE = "exp-812", "tiny-llama", "chat"
 QUESTION = "What does a spare do?"
 REPAIR_S = 20.0
-STEP_S = 120.0
+STEP_S = 240.0
 """The longest that one step of the story may take."""
 
 
@@ -162,21 +162,15 @@ class Story:
         segment = gang.binding[-1]
         node = segment.nodes[-1]
         self.say(f"kill -9 everything on {segment.domain}/n{node:02d}, under {PRODUCTION}")
-        saved, attempt = gang.step or 0, gang.attempt  # the record changes under our eyes
+        again = (gang.name, gang.attempt + 1)
         killed_s = time.time()
-        kill_node(self.site, self.on, gang.name, attempt, segment.domain, node)
-        self.until(f"{PRODUCTION} trains again beyond step {saved}", lambda _: self._beyond(attempt, saved))
-        seconds = self.watcher.progress[PRODUCTION].at_s - killed_s
-        self.result["recovery_s"] = seconds
+        kill_node(self.site, self.on, gang.name, gang.attempt, segment.domain, node)
+        self.until(f"{PRODUCTION} trains again", lambda _: again in self.watcher.runs)
+        resumed = self.watcher.runs[again]
+        self.result["recovery"] = {"seconds": resumed.at_s - killed_s, "from_step": resumed.step}
         if not self.quiet:
-            self.console.print(
-                f"from kill -9 to training beyond step {saved} again: {seconds:.1f} s", style="green"
-            )
-
-    def _beyond(self, attempt: int, step: int) -> bool:
-        """Whether a later attempt has come further than the step."""
-        last = self.watcher.progress.get(PRODUCTION)
-        return last is not None and last.attempt > attempt and last.step > step
+            text = f"from kill -9 to the first step beyond checkpoint {resumed.step}: {resumed.at_s - killed_s:.1f} s"
+            self.console.print(text, style="green", highlight=False)
 
     def serve(self) -> None:
         self.until(f"{TRAINING} has written its model", lambda s: TRAINING in s.ended)

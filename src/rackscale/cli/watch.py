@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rackscale.cli.site import Site
 from rackscale.errors import ControllerError
-from rackscale.events import Checkpointed, Decided, Event, Progressed
+from rackscale.events import Checkpointed, Decided, Event, GangRunning
 from rackscale.fleet.state import FleetState
 from rackscale.report import words
 
@@ -24,8 +24,8 @@ class Watcher:
         self.state = FleetState()
         self.events: list[Event] = []
         """Everything so far, for pictures and sums at the end."""
-        self.progress: dict[str, Progressed] = {}
-        """The latest of every gang."""
+        self.runs: dict[tuple[str, int], GangRunning] = {}
+        """(gang, attempt) -> when its first step of productive work was done, and from where it went on."""
         self._site, self._console, self._quiet = site, console, quiet
         self._journal = site.journal()
         self._began_s = time.time()
@@ -66,8 +66,8 @@ class Watcher:
             self.events.append(event)
             self._print(event)
             self.state.fold(event)
-            if isinstance(event, Progressed):
-                self.progress[event.gang] = event
+            if isinstance(event, GangRunning):
+                self.runs[event.gang, event.attempt] = event
 
     def _print(self, event: Event) -> None:
         if self._quiet:
