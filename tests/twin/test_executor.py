@@ -59,12 +59,16 @@ def play(*jobs: tuple[float, Job], inputs: Iterable[Input] = (), until_s: float 
 
 def seen(run: Run, gang: str) -> list[tuple[float, str, int]]:
     """(time, what, attempt) of one gang."""
-    names = {GangRunning: "running", Checkpointed: "checkpoint"}
-    return [
-        (event.at_s, names.get(type(event)) or getattr(event, "outcome", ""), event.attempt)
-        for event in run.events
-        if isinstance(event, GangRunning | Checkpointed | GangEnded) and event.gang == gang
-    ]
+    found = []
+    for event in run.events:
+        match event:
+            case GangRunning(gang=name) if name == gang:
+                found.append((event.at_s, "running", event.attempt))
+            case Checkpointed(gang=name) if name == gang:
+                found.append((event.at_s, "checkpoint", event.attempt))
+            case GangEnded(gang=name) if name == gang:
+                found.append((event.at_s, str(event.outcome), event.attempt))
+    return found
 
 
 def actions(run: Run, kind: type) -> list[tuple[float, str]]:
@@ -128,7 +132,7 @@ def test_a_dead_node_is_replaced_by_the_spare_and_work_since_the_checkpoint_is_r
 
 
 def test_a_gang_without_replacement_waits_for_the_repair() -> None:
-    inputs = [
+    inputs: list[Input] = [
         NodeFailed(at_s=500.0, domain=RACK.name),
         NodeRepaired(at_s=800.0, domain=RACK.name),
     ]
@@ -139,7 +143,7 @@ def test_a_gang_without_replacement_waits_for_the_repair() -> None:
 
 
 def test_a_node_that_dies_while_its_gang_writes_the_last_checkpoint_spoils_it() -> None:
-    inputs = [
+    inputs: list[Input] = [
         NodeFailed(at_s=510.0, domain=RACK.name, nodes=(0,)),
         NodeRepaired(at_s=600.0, domain=RACK.name, nodes=(0,)),
     ]

@@ -22,7 +22,7 @@ def domains(count: int, *, first: int = 0) -> tuple[DomainSpec, ...]:
 
 def events(
     failures: Failures = FAILURES, *deliveries: Input, seed: int = 1, hours: float = 1000.0
-) -> list[Input]:
+) -> list[NodeFailed | NodeRepaired]:
     twin = TwinExecutor(
         seed=seed, failures=failures, inputs=deliveries or [Delivered(at_s=0.0, domains=domains(20))]
     )
@@ -32,7 +32,7 @@ def events(
     return [event for event in found if isinstance(event, NodeFailed | NodeRepaired)]
 
 
-def failed(found: list[Input], cause: str) -> list[NodeFailed]:
+def failed(found: list[NodeFailed | NodeRepaired], cause: str) -> list[NodeFailed]:
     return [event for event in found if isinstance(event, NodeFailed) and event.cause == cause]
 
 

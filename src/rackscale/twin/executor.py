@@ -99,7 +99,8 @@ class TwinExecutor:
         last_s = inf if deadline_s is None else deadline_s
         events: list[Input] = []
         room, loud = self._batch, False
-        while heap and heap[0][0] <= last_s and (loud or room):
+        # What happens at one time is never torn apart where it asks for a decision.
+        while heap and heap[0][0] <= last_s and (room > 0 or heap[0][0] == last_s):
             at_s, ticket, happening = heappop(heap)
             event = happening.happen(at_s, ticket)
             if event is None:
@@ -110,7 +111,12 @@ class TwinExecutor:
             else:
                 loud, last_s = True, at_s
                 self._notice(event)
-        if not loud and room and deadline_s is not None:
+        if (
+            deadline_s is not None
+            and not loud
+            and room > 0
+            and not (events and events[-1].at_s == deadline_s)
+        ):
             events.append(Ticked(at_s=deadline_s))
         if events:
             self.now_s = max(self.now_s, events[-1].at_s)
