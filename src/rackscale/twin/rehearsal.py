@@ -16,7 +16,7 @@ from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
 from rackscale.spec import Documents, Submission, submissions
 from rackscale.twin.executor import TwinExecutor
-from rackscale.twin.tally import Tally, Wait
+from rackscale.twin.tally import COUNTED, Tally, Wait
 from rackscale.workload import Policy
 
 SAMPLES = 120
@@ -158,7 +158,11 @@ def _rehearsal(
         start_s=start_s,
         until_s=until_s,
         gpus=ledger.delivered_gpus(),
-        jobs={**tally.jobs, "waiting": waiting, "held": len(state.gangs) - waiting},
+        jobs={
+            **{what: tally.jobs[what] for what in COUNTED},
+            "waiting": waiting,
+            "held": len(state.gangs) - waiting,
+        },
         waits=tally.waits(until_s),
         departures=dict(tally.departures),
         preemption_gpu_h=_charged(rows, "preempted"),

@@ -17,6 +17,8 @@ from rackscale.capacity.ledger import Ledger
 SIZES = (1, 4, 16, 64, 256)
 """Upper ends of the size classes but the last, nodes of a gang."""
 SIZE_CLASSES = ("1 node", "2-4 nodes", "5-16 nodes", "17-64 nodes", "65-256 nodes", "over 256 nodes")
+COUNTED = ("submitted", "started", "finished", "cancelled", "refused")
+"""What is counted of jobs."""
 
 
 class Wait(Struct, frozen=True, kw_only=True):
@@ -49,7 +51,7 @@ class Tally:
 
     def __init__(self, ledger: Ledger, *, start_s: float, until_s: float, samples: int) -> None:
         self.jobs: Counter[str] = Counter()
-        """submitted, started, finished, cancelled, refused."""
+        """By `COUNTED`."""
         self.failures: Counter[str] = Counter()
         """NodeFailed by cause."""
         self.restarts: Counter[str] = Counter()
