@@ -17,6 +17,22 @@ def test_pages(arguments: list[str]) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        page.relative_to(ROOT)
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        if "```console" in page.read_text()
+    ],
+    ids=str,
+)
+def test_pages_show_what_commands_print(page: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "docs/console.py", page], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
