@@ -50,7 +50,7 @@ class Settings:
     text: Path | None = None
     """A UTF-8 file to learn; None: the project's own text."""
     vocab: int = 1024
-    steps: int = 600
+    steps: int = 200
     seq: int = 96
     """Tokens per sample."""
     global_batch: int = 16
