@@ -17,7 +17,19 @@ class Occupancy:
     number, not named nodes: any free node can replace a dead one.
     """
 
-    __slots__ = ("_log", "buckets", "claimed", "free", "full", "held", "room", "spares", "up")
+    __slots__ = (
+        "_grown_before",
+        "_log",
+        "buckets",
+        "claimed",
+        "free",
+        "full",
+        "grown",
+        "held",
+        "room",
+        "spares",
+        "up",
+    )
 
     def __init__(self) -> None:
         self.full: list[int] = []
@@ -34,7 +46,10 @@ class Occupancy:
         self.room: list[int] = []
         self.buckets: list[int] = [0]
         """buckets[r]: the set of domains with room r."""
+        self.grown = 0
+        """Set of domains whose room grew since the last decision; what is taken back in a what-if does not count."""
         self._log: list[tuple[int, int, int]] | None = None
+        self._grown_before = 0
 
     def add(self, nodes: int, spares: int) -> int:
         """A new domain, all nodes up and free. Returns its index."""
@@ -54,6 +69,7 @@ class Occupancy:
         while len(self.buckets) <= nodes:
             self.buckets.append(0)
         self.buckets[room] |= 1 << d
+        self.grown |= 1 << d
         return d
 
     def _refresh(self, d: int) -> None:
@@ -66,6 +82,8 @@ class Occupancy:
             self.buckets[before] ^= bit
             self.buckets[room] |= bit
             self.room[d] = room
+            if room > before:
+                self.grown |= bit
 
     def _remember(self, d: int) -> None:
         if self._log is not None:
@@ -105,7 +123,7 @@ class Occupancy:
     def begin(self) -> None:
         """Start a what-if. They do not nest; inside one, `mark` and `rollback` take back parts."""
         assert self._log is None, "a what-if is open"
-        self._log = []
+        self._log, self._grown_before = [], self.grown
 
     def mark(self) -> int:
         """A point inside the what-if that `rollback` returns to."""
@@ -116,14 +134,16 @@ class Occupancy:
         """Undo every hold, release, claim and unclaim since `mark`."""
         log = self._log
         assert log is not None, "no what-if is open"
+        grown = self.grown
         while len(log) > mark:
             d, self.held[d], self.claimed[d] = log.pop()
             self._refresh(d)
+        self.grown = grown
 
     def end(self) -> None:
         """End the what-if; the occupancy is as it was at `begin`."""
         self.rollback(0)
-        self._log = None
+        self._log, self.grown = None, self._grown_before
 
 
 def lowest_nodes(mask: int, count: int) -> tuple[int, ...]:

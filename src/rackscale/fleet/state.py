@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from rackscale import events as ev
 from rackscale.fleet.gangs import DAY_S, Ended, Gang, Status, Waiting
-from rackscale.fleet.occupancy import Occupancy, mask_of
+from rackscale.fleet.occupancy import Occupancy, mask_of, members
 from rackscale.fleet.tenants import Tenants
 from rackscale.fleet.topology import Topology
 from rackscale.workload import Job, Policy, Queue
@@ -28,6 +28,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     wake_at_s: float | None
     dirty: bool
     fresh: list[str]
+    grown: list[int]
     next_seq: int
     domains: list[ev.DomainSpec]
     failed: list[int]
@@ -115,7 +116,7 @@ class FleetState:
             self.occupancy.add(spec.nodes, spec.spares)
             self.failed.append(0)
             self.drained.append(0)
-            self.tenants.on.append({})
+            self.tenants.add_domain()
         self.dirty = True
 
     def _configured(self, event: ev.Configured) -> None:
@@ -137,7 +138,7 @@ class FleetState:
         for d, spec in enumerate(self.domains):
             self.occupancy.add(spec.nodes, spec.spares)
             self.occupancy.set_up(d, occupancy.up[d])
-            self.tenants.on.append({})
+            self.tenants.add_domain()
 
     def _rank(self, gang: Gang) -> None:
         job = self.jobs[gang.job]
@@ -275,21 +276,24 @@ class FleetState:
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def _decided(self, event: ev.Decided) -> None:
+        self.occupancy.grown = 0
+        self.fresh.clear()
         for action in event.plan.actions:
             self._fold[type(action)](action)
+        # A plan that itself frees nodes (a claim given up, a segment moved) asks to be woken at once.
         self.dirty = False
-        self.fresh.clear()
         self.wake_at_s = event.plan.wake_at_s
 
     def _start(self, action: ev.Start | ev.Restart) -> None:
         gang = self.gangs[action.gang]
-        if gang.status is Status.WAITING:
-            self._stop_waiting(gang)
-        else:
+        waiting = gang.status is Status.WAITING
+        if not waiting:
             self._release(gang)
         gang.attempt, gang.binding = action.attempt, action.binding
         gang.gpus = sum(len(s.nodes) * self.domains[self.index[s.domain]].gpus_per_node for s in gang.binding)
         self._hold(gang)
+        if waiting:  # after the nodes are held, so that a claim that becomes a start frees nothing on the way
+            self._stop_waiting(gang)
         self._become(gang, Status.STARTING)
         gang.started_s, gang.running_s, gang.url, gang.cause = self.now_s, None, None, action.reason.code
         if gang.first_started_s is None:
@@ -356,11 +360,11 @@ class FleetState:
         return gang.priority if self.jobs[gang.job].preemptible else None
 
     def _release(self, gang: Gang) -> None:
-        level = self._level(gang)
         for segment in gang.binding:
             d = self.index[segment.domain]
             self.occupancy.release(d, mask_of(segment.nodes))
-            self.tenants.remove(d, gang.name, level)
+            self.tenants.remove(d, gang.name)
+        self.tenants.forget(gang.name)
         gang.binding, gang.gpus = (), 0
         for index in (self.stopping, self.evacuating, self.broken, self.leaving):
             index.pop(gang.name, None)
@@ -399,6 +403,7 @@ class FleetState:
         """The whole state as JSON. Equal states give equal bytes."""
         value = Snapshot(
             now_s=self.now_s, wake_at_s=self.wake_at_s, dirty=self.dirty, fresh=sorted(self.fresh),
+            grown=list(members(self.occupancy.grown)),
             next_seq=self._next_seq, domains=self.domains, failed=self.failed, drained=self.drained,
             policy=self.policy, queues=list(self.queues.values()), queue_evictions=self.queue_evictions,
             jobs=list(self.jobs.values()), gangs=list(self.gangs.values()), ended=self.ended,
@@ -422,6 +427,7 @@ class FleetState:
             state._reinstate(gang)
         state.now_s, state.wake_at_s, state.dirty = value.now_s, value.wake_at_s, value.dirty
         state.fresh, state._next_seq = set(value.fresh), value.next_seq
+        state.occupancy.grown = mask_of(tuple(value.grown))
         return state
 
     def _reinstate(self, gang: Gang) -> None:

@@ -12,6 +12,7 @@ Pure: the state is read, and the occupancy's what-if is always rolled back.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 
 from rackscale.events import (
     Action,
@@ -51,7 +52,8 @@ def decide(state: FleetState, now_s: float) -> Plan:
         cycle.clear()
     finally:
         state.occupancy.end()
-    return Plan(at_s=now_s, actions=tuple(cycle.actions), wake_at_s=cycle.wake_at_s)
+    wake_at_s = now_s if cycle.retry else cycle.wake_at_s
+    return Plan(at_s=now_s, actions=tuple(cycle.actions), wake_at_s=wake_at_s)
 
 
 class Cycle:
@@ -59,16 +61,27 @@ class Cycle:
 
     def __init__(self, state: FleetState, now_s: float, *, timer: bool) -> None:
         self.state, self.now_s, self.timer = state, now_s, timer
+        self.due = state.policy.preemption and (timer or (state.wake_at_s is None and self._evictable()))
+        """Whether all that wait may have domains cleared for them, not only new gangs."""
         self.actions: list[Action] = []
         self.wake_at_s: float | None = None
         self.leaving: set[str] = set()
         """Gangs told to leave in this cycle."""
+        self.evicted: Counter[str] = Counter()
+        """Gangs preempted in this cycle, by queue."""
         self.retry = False
-        """Whether a claim broke: its gang tries again at once, in a cycle of its own."""
+        """Whether this plan itself frees nodes (a claim broke, a segment moved): decide again at once."""
         self.blocked: list[tuple[WaitKey, int]] = []
-        """Classes whose gangs still wait, with the position of the first that does."""
+        """Classes whose gangs still wait, best first, with the position of the first gang that does."""
+
+    def _evictable(self) -> bool:
+        """Whether somebody waits who could evict anybody."""
+        classes = self.state.waiting.classes
+        return bool(classes) and self.state.tenants.any_below(-min(key[0] for key in classes))
 
     def _by_order(self, names: dict[str, None]) -> list[Gang]:
+        if not names:
+            return []
         return sorted((self.state.gangs[name] for name in names), key=Gang.order)
 
     def _hold(self, binding: Binding) -> None:
@@ -112,6 +125,7 @@ class Cycle:
                 self.leaving.add(gang.name)
             else:
                 attempt = gang.attempt + 1
+                self.retry |= code == "moved-segment"
                 self.actions.append(Restart(gang=gang.name, attempt=attempt, binding=binding, reason=reason))
 
     def _mend(self, gang: Gang) -> tuple[Binding | None, str, tuple[str, int]]:
@@ -181,17 +195,34 @@ class Cycle:
     # -- 4 place -----------------------------------------------------------------------------------------------------
 
     def place(self) -> None:
-        """Try the head of every class of interchangeable gangs, best first, until each class is blocked or empty."""
-        gangs, classes = self.state.gangs, self.state.waiting.classes
-        heads = [(entries[0][0], key, 0) for key, entries in classes.items()]
+        """Try the head of every class of interchangeable gangs, best first, until each class is blocked or empty.
+
+        A class that waited already is passed over unless some domain that gained room could take one of its segments:
+        it did not fit when it was tried last, and room elsewhere has only shrunk since.
+        """
+        gangs, fresh, classes = self.state.gangs, self.state.fresh, self.state.waiting.classes
+        gained = self._gained()
+        heads = [
+            (entries[0][0], key, 0, key[3] <= gained or entries[0][1] in fresh)
+            for key, entries in classes.items()
+            if self.due or key[3] <= gained or entries[0][1] in fresh
+        ]
         heapq.heapify(heads)
         while heads:
-            _, key, at = heapq.heappop(heads)
+            _, key, at, hopeful = heapq.heappop(heads)
             entries = classes[key]
-            if not self._place(gangs[entries[at][1]]):
+            if not hopeful or not self._place(gangs[entries[at][1]]):
                 self.blocked.append((key, at))
             elif at + 1 < len(entries):
-                heapq.heappush(heads, (entries[at + 1][0], key, at + 1))
+                heapq.heappush(heads, (entries[at + 1][0], key, at + 1, True))
+
+    def _gained(self) -> int:
+        """The most room in a domain whose room grew since the last decision, nodes."""
+        occupancy = self.state.occupancy
+        if not occupancy.grown:
+            return 0
+        rooms = range(len(occupancy.buckets) - 1, 0, -1)
+        return next((room for room in rooms if occupancy.buckets[room] & occupancy.grown), 0)
 
     def _place(self, gang: Gang) -> bool:
         """Start or refuse the gang; False if it has to wait."""
@@ -212,23 +243,22 @@ class Cycle:
     # -- 5 clear -----------------------------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Clear domains for blocked gangs of higher priority: new ones at once, old ones when the timer says so."""
-        state, policy = self.state, self.state.policy
-        if not policy.preemption:
+        """Clear domains for blocked gangs of higher priority: new ones at once, all of them when it is due."""
+        state = self.state
+        if not state.policy.preemption:
             return
-        due = self.timer or state.wake_at_s is None
-        for key, at in sorted(self.blocked):
-            if not state.tenants.below(-key[0]):
+        if not self.due:
+            self.wake_at_s = state.wake_at_s
+        for key, at in self.blocked:
+            if not state.tenants.any_below(-key[0]):
                 continue
             for _, name in state.waiting.classes[key][at:]:
                 gang = state.gangs[name]
-                if not (due or name in state.fresh) or not self._clear_for(gang):
+                if not (self.due or name in state.fresh) or not self._clear_for(gang):
                     break
             else:
                 continue
             self.wake_at_s = self._next_try()
-        if self.retry:
-            self.wake_at_s = self.now_s
 
     def _next_try(self) -> float:
         if self.state.wake_at_s is not None and not self.timer:
@@ -237,7 +267,8 @@ class Cycle:
 
     def _clear_for(self, gang: Gang) -> bool:
         state = self.state
-        found = Clearer(state, gang.priority, self.now_s, self.leaving).clear(state.jobs[gang.job])
+        clearer = Clearer(state, gang.priority, self.now_s, self.leaving, self.evicted)
+        found = clearer.clear(state.jobs[gang.job])
         if found is None:
             return False
         reason = Reason(code="cleared-domain", domain=found.binding[0].domain)
@@ -246,6 +277,7 @@ class Cycle:
             state.occupancy.claim(state.index[segment.domain], mask_of(segment.nodes))
         for name in found.victims:
             self._send_away(state.gangs[name], "preempted-for", gang.name)
+            self.evicted[state.jobs[state.gangs[name].job].queue] += 1
         return True
 
 

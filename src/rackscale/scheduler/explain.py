@@ -163,8 +163,8 @@ def _unblock(state: FleetState, gang: Gang) -> tuple[Unblock | None, dict[str, i
     job = state.jobs[gang.job]
     state.occupancy.begin()
     try:
-        allowed = Clearer(state, gang.priority, state.now_s, set()).clear(job)
-        found = allowed or Clearer(state, ANYONE, state.now_s, set()).clear(job)
+        allowed = Clearer(state, gang.priority, state.now_s, set(), {}).clear(job)
+        found = allowed or Clearer(state, ANYONE, state.now_s, set(), {}).clear(job)
     finally:
         state.occupancy.end()
     reasons = Counter(

@@ -7,7 +7,9 @@ the fewest nodes to clear are priced. Ties go to the lower priority, then to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from math import inf
 from typing import NamedTuple
 
 from rackscale.events import Binding, Segment
@@ -15,7 +17,7 @@ from rackscale.fleet.gangs import DAY_S, Gang, Status
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
-from rackscale.workload import Job
+from rackscale.workload import Job, Queue
 
 GIVE_UP = 4
 """Domains without a lawful set of victims that are looked at per wanted candidate, before the search ends."""
@@ -74,20 +76,39 @@ def guard(state: FleetState, gang: Gang, priority: int, now_s: float) -> str | N
     if gang.evicted_today(now_s) >= policy.max_evictions_per_day:
         return "gang-budget"
     queue = state.queues.get(job.queue)
-    if queue is not None and queue.max_evictions_per_day is not None:
-        day, count = state.queue_evictions.get(job.queue, (-1, 0))
-        if day == int(now_s // DAY_S) and count >= queue.max_evictions_per_day:
-            return "queue-budget"
+    if queue is not None and evictions_left(state, queue, now_s) <= 0:
+        return "queue-budget"
     return None
+
+
+def evictions_left(state: FleetState, queue: Queue, now_s: float) -> float:
+    """Gangs of the queue that may still be preempted today."""
+    if queue.max_evictions_per_day is None:
+        return inf
+    day, count = state.queue_evictions.get(queue.name, (-1, 0))
+    return queue.max_evictions_per_day - (count if day == int(now_s // DAY_S) else 0)
 
 
 class Clearer:
     """Searches victims for one gang. Claims what it picks in the occupancy's what-if and takes it back."""
 
-    def __init__(self, state: FleetState, priority: int, now_s: float, leaving: set[str]) -> None:
+    def __init__(
+        self,
+        state: FleetState,
+        priority: int,
+        now_s: float,
+        leaving: set[str],
+        evicted: Mapping[str, int],
+    ) -> None:
         self.state, self.priority, self.now_s = state, priority, now_s
         self.leaving = leaving
         """Gangs already told to leave in this cycle."""
+        self.budgets = {
+            queue.name: evictions_left(state, queue, now_s) - evicted.get(queue.name, 0)
+            for queue in state.queues.values()
+            if queue.max_evictions_per_day is not None
+        }
+        """Gangs that may be preempted, by queue; `evicted` in this cycle are off already."""
         self.victims: dict[str, None] = {}
         self._prices: dict[str, Price | None] = {}
 
@@ -121,11 +142,14 @@ class Clearer:
         segments: list[Segment] = []
         total = FREE
         used: set[int] = set()
-        for _ in range(shape.segments):
+        while len(segments) < shape.segments:
             if not priced:
                 return None
             d = min(priced, key=lambda c: (priced[c][0], c))
             price, victims = priced.pop(d)
+            if not self._afford(victims):  # priced before the victims of earlier segments were picked
+                self._reprice(priced, {d}, group, shape.nodes_per_segment)
+                continue
             total = _add(total, price)
             if worst is not None and total >= worst:
                 return None
@@ -153,14 +177,16 @@ class Clearer:
     def _candidates(self, within: int, nodes: int) -> dict[int, Offer]:
         """Domains that can give `nodes`, priced; those with the most room, so the fewest nodes to clear, first."""
         occupancy = self.state.occupancy
-        useful = self.state.tenants.below(self.priority)
-        for d in self._domains((*self.state.leaving, *self.leaving)):
-            useful |= 1 << d
+        # enough[k]: domains where gangs of lower priority hold at least k nodes, or somebody leaves anyway.
+        leave = sum(1 << d for d in self._domains((*self.state.leaving, *self.leaving)))
+        enough = [*self.state.tenants.below(self.priority).buckets, 0]
+        for k in range(len(enough) - 2, -1, -1):
+            enough[k] |= enough[k + 1]
         found: dict[int, Offer] = {}
         refused = 0
         for room in range(len(occupancy.buckets) - 1, -1, -1):
-            domains = occupancy.buckets[room] & within
-            for d in members(domains if room >= nodes else domains & useful):
+            short = min(max(0, nodes - room), len(enough) - 1)
+            for d in members(occupancy.buckets[room] & within & (enough[short] | leave)):
                 offer = self._price(d, nodes)
                 if offer is not None:
                     found[d] = offer
@@ -193,12 +219,20 @@ class Clearer:
             if own is None or not gives:
                 continue
             for have, (price, victims) in list(reach.items()):
-                if have < short:
+                if have < short and self._afford((*victims, name)):
                     total = min(short, have + gives)
                     answer = (_add(price, own), (*victims, name))
                     if total not in reach or answer < reach[total]:
                         reach[total] = answer
         return reach.get(short)
+
+    def _afford(self, victims: tuple[str, ...]) -> bool:
+        """Whether the queues' budgets allow these victims on top of those picked."""
+        if not self.budgets:
+            return True
+        jobs, gangs = self.state.jobs, self.state.gangs
+        counts = Counter(jobs[gangs[name].job].queue for name in (*self.victims, *victims))
+        return all(count <= self.budgets.get(queue, inf) for queue, count in counts.items())
 
     def _own_price(self, name: str) -> Price | None:
         """What evicting this gang costs, or None when it leaves anyway or a guard protects it."""
