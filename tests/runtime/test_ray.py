@@ -25,9 +25,8 @@ from rackscale.fleet.state import FleetState
 from rackscale.programs import processes
 from rackscale.runtime.launcher import NodeRef
 from rackscale.runtime.ray.cluster import labels
-from rackscale.runtime.ray.emulated import stop, temp_of
 from rackscale.runtime.ray.executor import RayExecutor
-from rackscale.runtime.ray.marks import kill_node, of_node, of_site
+from rackscale.runtime.ray.marks import HEAD, end, kill_node, of_node, of_site, stop, temp_of
 from rackscale.workload import Policy
 from tests.runtime.world import QUICK, STEPS, World
 from tests.runtime.world import of_site as mentioning
@@ -303,6 +302,27 @@ def test_nothing_answers_at_a_wrong_address(another: Another, tmp_path: Path) ->
         guest.until(lambda: False, 60)
 
 
+def test_a_dead_head_ends_the_controller_and_the_next_one_starts_over(another: Another, site: Path) -> None:
+    world = another(site)
+    world.submit(COUNT, name="headless")
+    world.until_up("headless")
+    world.until(lambda: world.all(ev.Checkpointed))
+    hosts = world.executor._launcher._hosts  # type: ignore[attr-defined]
+    world.until(
+        lambda: len(hosts) == 2 and all(host.agent for host in hosts.values())
+    )  # none is in Ray's hands
+    end(lambda: of_node(site, HEAD))
+    with pytest.raises(ExecutorError, match="the Ray head of this site has died"):
+        world.until(lambda: False, 10)
+    world.executor.close()
+    pid = world.pid(0, "headless")
+    assert alive(pid)
+    after = another(site, state=world.state)
+    after.until(lambda: after.state.gangs["headless"].attempt == 2)
+    assert [event.nodes for event in after.all(ev.NodeFailed)] == [(0,)]
+    assert not alive(pid)
+
+
 def test_shutdown_leaves_nothing(another: Another, site: Path) -> None:
     temp = temp_of(site)
     assert temp.exists()
@@ -322,6 +342,11 @@ def test_labels_say_where_a_node_is() -> None:
         "rackscale/node": "3",
         "rackscale/region": "here",
     }
+
+
+def up(site: Path, nodes: int) -> bool:
+    """Whether the first nodes of the domain run a raylet, two helpers of Ray and our agent, the warm spare too."""
+    return all(len(of_node(site, NodeRef(DOMAIN.name, node))) >= 4 for node in range(nodes))
 
 
 def alive(pid: int) -> bool:

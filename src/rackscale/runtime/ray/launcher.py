@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -39,20 +40,27 @@ logger = logging.getLogger(__name__)
 Key = tuple[str, int]
 
 
+Call = Callable[[Any], Any]
+"""Given an agent, asks it something. Safe to repeat, all of them: an answer may be lost on its way."""
+Then = Callable[[Any], None]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Host:
-    """One node that we have to do with. `agent` None: it is coming."""
+    """One node that we have to do with. `agent` None: it is coming. Times are monotonic."""
 
     agent: Any = None
     waiting: list[InstanceSpec] = field(default_factory=list)
     """Instances to start when it is up."""
+    again: list[tuple[Call, Then]] = field(default_factory=list)
+    """What was asked when the connection broke."""
     ended: int = 0
     """How many ends its agent has told us."""
     listening: bool = False
     """Whether the agent was asked for more ends."""
+    pinging: bool = False
+    pinged_s: float = 0.0
     answered_s: float = 0.0
-    pinged_s: float | None = None
-    """When the unanswered ping was sent; both monotonic."""
 
 
 class RayLauncher:
@@ -78,6 +86,8 @@ class RayLauncher:
         self._connected = self._checker.submit(cluster.connect)
         self._checking: Future[set[NodeRef]] | None = None
         self._checked_s = 0.0
+        self._gone = False
+        """Whether the last look found no cluster."""
         self._listened_s = time.monotonic()
 
     def add_domains(self, domains: Sequence[DomainSpec]) -> None:
@@ -102,7 +112,7 @@ class RayLauncher:
         self._cold.add(ref.domain)
 
     def _send(self, ref: NodeRef, host: _Host, spec: InstanceSpec) -> None:
-        self._ask(ref, host, host.agent.start.remote(_path(spec)), lambda _: None)
+        self._ask(ref, host, lambda agent: agent.start.remote(_path(spec)))
 
     def alive(self, spec: InstanceSpec) -> bool:
         self._listen()
@@ -112,18 +122,17 @@ class RayLauncher:
         ref = _ref(spec)
         host = self._hosts.get(ref)
         if host is not None and host.agent is not None:
-            self._ask(ref, host, host.agent.terminate.remote(_path(spec)), lambda _: None)
+            self._ask(ref, host, lambda agent: agent.terminate.remote(_path(spec)))
 
     def kill(self, specs: Sequence[InstanceSpec]) -> None:
         self._doomed |= {_key(spec) for spec in specs} & self._there.keys()
-        for ref in {_ref(spec) for spec in specs}:
-            host = self._hosts.get(ref)
-            if host is None:
-                continue  # lost, and buried
-            here = [spec for spec in specs if _ref(spec) == ref]
-            if host.agent is None:
-                continue  # those that wait are killed when it is up
-            self._ask(ref, host, host.agent.kill.remote([_path(spec) for spec in here]), lambda _: None)
+        paths: dict[NodeRef, list[str]] = {}
+        for spec in specs:
+            paths.setdefault(_ref(spec), []).append(_path(spec))
+        for ref, here in paths.items():
+            # No host: it was lost, and buried. No agent: those that wait are killed when there is one.
+            if (host := self._hosts.get(ref)) is not None and host.agent is not None:
+                self._ask(ref, host, partial(_kill, here))
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -148,9 +157,12 @@ class RayLauncher:
         self._rang.clear()
 
     def close(self) -> None:
+        # Without its head Ray answers no call for a minute, and ends this process if we disconnect meanwhile.
+        stuck = self._gone and any(host.agent is None for host in self._hosts.values())
         for pool in (self._starters, self._checker):
-            pool.shutdown(cancel_futures=True)
-        self._cluster.disconnect()
+            pool.shutdown(wait=not stuck, cancel_futures=True)
+        if not stuck:
+            self._cluster.disconnect()
 
     def shutdown(self) -> None:
         """End our part of the cluster, and with it every instance."""
@@ -246,47 +258,54 @@ class RayLauncher:
         self._check(now_s)
         self._warm()
         for ref, host in list(self._hosts.items()):
-            if host.agent is None:
-                continue
-            if paused_s > PAUSED_S and host.pinged_s is not None:
-                host.pinged_s = now_s
-            self._attend(ref, host, now_s)
+            if host.agent is not None:
+                if paused_s > PAUSED_S:
+                    host.answered_s = now_s
+                self._attend(ref, host, now_s)
 
     def _attend(self, ref: NodeRef, host: _Host, now_s: float) -> None:
+        if now_s - host.answered_s >= SILENT_S:
+            self._lose(ref, host, f"its agent has not answered for {SILENT_S:.0f} s")
+            return
         if not host.listening:
             host.listening = True
-            self._ask(ref, host, host.agent.gone.remote(host.ended), lambda paths: self._ended(host, paths))
-        if host.pinged_s is None:
-            if now_s - host.answered_s >= PING_S:
-                host.pinged_s = now_s
-                self._ask(ref, host, host.agent.ping.remote(), lambda _: self._ponged(host))
-        elif now_s - host.pinged_s >= SILENT_S:
-            self._lose(ref, host, f"its agent has not answered for {SILENT_S:.0f} s")
+            known = host.ended
+            self._ask(ref, host, lambda agent: agent.gone.remote(known), partial(self._ended, host))
+        if not host.pinging and now_s - host.pinged_s >= PING_S:
+            host.pinging, host.pinged_s = True, now_s
+            self._ask(ref, host, lambda agent: agent.ping.remote(), lambda _: self._ponged(ref, host))
 
-    def _ask(self, ref: NodeRef, host: _Host, answer: Any, then: Callable[[Any], None]) -> None:
-        """`then` gets what the agent answers; if it can't answer, its node is lost."""
-        answer.future().add_done_callback(lambda done: self._post(lambda: self._take(ref, host, done, then)))
+    def _ask(self, ref: NodeRef, host: _Host, call: Call, then: Then = lambda _: None) -> None:
+        """`then` gets what the agent answers; if it can't answer any more, its node is lost."""
+        answer = call(host.agent).future()
+        answer.add_done_callback(lambda done: self._post(lambda: self._take(ref, host, done, (call, then))))
 
-    def _take(self, ref: NodeRef, host: _Host, done: Future[Any], then: Callable[[Any], None]) -> None:
+    def _take(self, ref: NodeRef, host: _Host, done: Future[Any], asked: tuple[Call, Then]) -> None:
         if self._hosts.get(ref) is not host:
             return
         error = done.exception()
         if error is None:
-            then(done.result())
-        elif isinstance(error, ActorUnavailableError):
-            host.listening = False  # the connection broke: it answers again, or will be lost for its silence
+            asked[1](done.result())
+        elif isinstance(
+            error, ActorUnavailableError
+        ):  # the connection broke: it answers again, or stays silent
+            host.pinging = False
+            host.again.append(asked)
         elif isinstance(error, RayActorError):
             self._lose(ref, host, "its Ray node died")
         else:  # the agent itself failed, because it can't read the attempt's folder for example
-            self._lose(ref, host, str(error))
+            self._lose(ref, host, str(error).strip().rpartition("\n")[2])
 
     def _ended(self, host: _Host, paths: list[str]) -> None:
         host.listening = False
         host.ended += len(paths)
         self._forget([spec for spec in self._there.values() if _path(spec) in set(paths)])
 
-    def _ponged(self, host: _Host) -> None:
-        host.pinged_s, host.answered_s = None, time.monotonic()
+    def _ponged(self, ref: NodeRef, host: _Host) -> None:
+        host.pinging, host.answered_s = False, time.monotonic()
+        again, host.again = host.again, []
+        for call, then in again:
+            self._ask(ref, host, call, then)
 
     def _check(self, now_s: float) -> None:
         """Look after the cluster as a whole, without waiting for it."""
@@ -297,12 +316,18 @@ class RayLauncher:
             if self._domains and now_s - self._checked_s >= CHECK_S:
                 self._checking = self._checker.submit(self._cluster.check)
         elif self._checking.done():
-            absent, self._checking, self._checked_s = self._checking.result(), None, now_s
+            checking, self._checking, self._checked_s = self._checking, None, now_s
+            self._gone = checking.exception() is not None
+            absent = checking.result()
             for ref in absent - self._hosts.keys() - self._repairs.keys():
                 self.repair(ref, time.time())
                 self._changes.append(
                     NodeChange(node=ref, usable=False, cause="no live Ray node has its labels")
                 )
+
+
+def _kill(paths: list[str], agent: Any) -> Any:
+    return agent.kill.remote(paths)
 
 
 def _key(spec: InstanceSpec) -> Key:
