@@ -104,5 +104,5 @@ class Policy(Struct, frozen=True, kw_only=True):
     """Preemptions that one gang may suffer in 86,400 s."""
     preemption_retry_s: float = 60.0
     """Seconds between attempts to clear room for gangs that still wait."""
-    candidate_domains: int = 64
+    candidate_domains: int = 32
     """Domains examined for victims, those with the fewest nodes to clear first."""

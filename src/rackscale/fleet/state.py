@@ -65,7 +65,8 @@ class FleetState:
         self.ended: dict[str, Ended] = {}
         self.tenants = Tenants()
         self.waiting = Waiting()
-        self.claimants: dict[str, None] = {}
+        self.claimants: dict[str, tuple[tuple[int, int], ...]] = {}
+        """Waiting gang that nodes are kept for -> (domain index, mask) of those nodes."""
         self.broken: dict[str, None] = {}
         self.stopping: dict[str, None] = {}
         """Cancelled gangs that have not been told yet."""
@@ -370,19 +371,19 @@ class FleetState:
             index.pop(gang.name, None)
 
     def _hold_claim(self, gang: Gang) -> None:
-        self.claimants[gang.name] = None
-        for segment in gang.claim:
-            self.occupancy.claim(self.index[segment.domain], mask_of(segment.nodes))
+        masks = tuple((self.index[segment.domain], mask_of(segment.nodes)) for segment in gang.claim)
+        self.claimants[gang.name] = masks
+        for d, mask in masks:
+            self.occupancy.claim(d, mask)
 
     def _stop_waiting(self, gang: Gang) -> None:
         """Out of the line or out of its claim: a waiting gang is in one of the two."""
         if not gang.claim:
             self.waiting.remove(gang, self.jobs[gang.job])
             return
-        for segment in gang.claim:
-            self.occupancy.unclaim(self.index[segment.domain], mask_of(segment.nodes))
+        for d, mask in self.claimants.pop(gang.name):
+            self.occupancy.unclaim(d, mask)
         gang.claim = ()
-        del self.claimants[gang.name]
 
     def _end(self, gang: Gang, outcome: str, detail: str = "") -> None:
         if gang.status is Status.WAITING:

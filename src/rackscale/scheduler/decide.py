@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Collection
 
 from rackscale.events import (
     Action,
@@ -79,7 +80,7 @@ class Cycle:
         classes = self.state.waiting.classes
         return bool(classes) and self.state.tenants.any_below(-min(key[0] for key in classes))
 
-    def _by_order(self, names: dict[str, None]) -> list[Gang]:
+    def _by_order(self, names: Collection[str]) -> list[Gang]:
         if not names:
             return []
         return sorted((self.state.gangs[name] for name in names), key=Gang.order)
@@ -97,7 +98,7 @@ class Cycle:
     def settle(self) -> None:
         state, occupancy = self.state, self.state.occupancy
         for gang in self._by_order(state.claimants):
-            masks = [(state.index[s.domain], mask_of(s.nodes)) for s in gang.claim]
+            masks = state.claimants[gang.name]
             if any(mask & ~occupancy.up[d] for d, mask in masks):
                 self.actions.append(Unclaim(gang=gang.name, reason=Reason(code="claim-broken")))
                 for d, mask in masks:
