@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rackscale.control import Controller
-from rackscale.events import Decided, Event, Forecast, GangRunning, Input, Preempt, Start
-from rackscale.fleet.gangs import Gang
+from rackscale.events import Decided, Event, Forecast, GangRunning, Input, Preempt, Start, Submitted
 from rackscale.fleet.state import FleetState
 from rackscale.twin.executor import TwinExecutor
 
@@ -52,22 +51,26 @@ class _Watch:
         self.events = 0
         self.open = dict.fromkeys(names)
         self._names = tuple(self.open)
-        self._seen: set[str] = set()
+        gangs = [gang for gang in state.gangs.values() if gang.job in self.open]
+        self._jobs = {gang.name: gang.job for gang in gangs}
+        """Gang -> its job. The state can't say: a gang may have ended in the cycle in which it began to work."""
+        self._seen = set(self._jobs.values())
         self._start: dict[str, float] = {}
         self._running: dict[str, float] = {}
+        for gang in gangs:
+            if gang.first_started_s is not None:
+                self._start.setdefault(gang.job, gang.first_started_s)
+            if gang.running_s is not None:
+                self._running.setdefault(gang.job, gang.running_s)
         self._end: dict[str, float] = {}
         self._victims: dict[str, dict[str, float]] = {name: {} for name in self.open}
 
-    def _job(self, gang: str) -> str | None:
-        record: Gang | None = self.state.gangs.get(gang)
-        return record.job if record is not None and record.job in self._names else None
-
     def see(self, event: Event) -> None:
         self.events += 1
-        if isinstance(event, GangRunning):
-            job = self._job(event.gang)
-            if job is not None:
-                self._running.setdefault(job, event.at_s)
+        if isinstance(event, Submitted) and event.job.name in self.open:
+            self._jobs |= dict.fromkeys(event.job.gangs(), event.job.name)
+        elif isinstance(event, GangRunning) and event.gang in self._jobs:
+            self._running.setdefault(self._jobs[event.gang], event.at_s)
         elif isinstance(event, Decided):
             self._decided(event)
         for name in list(self.open):
@@ -79,14 +82,11 @@ class _Watch:
 
     def _decided(self, event: Decided) -> None:
         for action in event.plan.actions:
-            if isinstance(action, Start):
-                job = self._job(action.gang)
-                if job is not None:
-                    self._start.setdefault(job, event.at_s)
-            elif isinstance(action, Preempt) and action.reason.for_gang is not None:
-                job = self._job(action.reason.for_gang)
-                if job is not None:
-                    self._victims[job][action.gang] = action.reason.lost_gpu_s
+            if isinstance(action, Start) and action.gang in self._jobs:
+                self._start.setdefault(self._jobs[action.gang], event.at_s)
+            elif isinstance(action, Preempt) and action.reason.for_gang in self._jobs:
+                victims = self._victims[self._jobs[action.reason.for_gang]]
+                victims[action.gang] = action.reason.lost_gpu_s
 
     def forecasts(self) -> tuple[Forecast, ...]:
         return tuple(
