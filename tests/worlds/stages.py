@@ -52,7 +52,8 @@ class Twin:
     real, patience_s = False, 1000.0
 
     def __init__(self) -> None:
-        self.twin = self.executor = TwinExecutor(batch=1)
+        self.twin = TwinExecutor(batch=1)
+        self.executor: Executor = self.twin
 
     def now_s(self) -> float:
         return self.twin.now_s
@@ -78,7 +79,7 @@ class _Told:
     def __init__(self, event: Input) -> None:
         self.event, self.happened = event, False
 
-    def happen(self, at_s: float, ticket: int) -> Input:
+    def happen(self, at_s: float, ticket: int) -> Input:  # noqa: ARG002
         self.happened = True
         return self.event
 
@@ -129,7 +130,7 @@ class Ray(Local):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         self.executor = RayExecutor(site, repair_s=NEVER_S, settings=SETTINGS)
 
-    def kill(self, controller: Controller, domain: str, node: int) -> None:
+    def kill(self, controller: Controller, domain: str, node: int) -> None:  # noqa: ARG002
         from rackscale.runtime.ray.marks import kill_node
 
         kill_node(self.site, domain, node)

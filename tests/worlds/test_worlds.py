@@ -21,7 +21,7 @@ Build = Callable[[], Stage]
 def ray_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The one Ray cluster of all worlds."""
     pytest.importorskip("ray")
-    from rackscale.runtime.ray.emulated import stop
+    from rackscale.runtime.ray.marks import stop
 
     site = tmp_path_factory.mktemp("worlds")
     yield site
