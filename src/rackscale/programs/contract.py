@@ -165,6 +165,7 @@ class Heartbeat:
         self._file = file
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()  # tells at once that this program will say when it works, however long it loads
 
     def say(
         self,

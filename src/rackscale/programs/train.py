@@ -44,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         worker = Worker.from_environ()
         settings = parse(argv, worker)
+        heartbeat = Heartbeat(worker.heartbeat_file)
         # Loading torch makes objects that stay; looking for garbage among them takes a sixth of a start. `train` goes
         # back to collecting when it has started.
         gc.disable()
         from rackscale.programs.trainer import train
 
-        return train(settings, worker, Heartbeat(worker.heartbeat_file), asked)
+        return train(settings, worker, heartbeat, asked)
     except RackscaleError as error:
         print(f"train: {error}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
         return 2

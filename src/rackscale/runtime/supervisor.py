@@ -33,7 +33,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     progress_s: float = 5.0
     """Between two `Progressed` of one gang."""
-    quiet_s: float = 3.0
+    quiet_s: float = 5.0
     """A program that writes no heartbeats counts as running when all its ranks have been up this long."""
     hang_s: float | None = 1800.0
     """A gang whose heartbeats stop for this long is killed as failed. None: never. Programs that never sent a
