@@ -53,3 +53,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader (head, less) has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+    except OSError as error:
+        if error.filename is None:  # not about a file that somebody named
+            raise
+        report(RackscaleError(f"{error.filename}: {error.strerror}"))
+        sys.exit(FAILED)
