@@ -225,6 +225,17 @@ def test_an_engine_does_not_outlive_its_program(model: str, tmp_path: Path, even
         eventually(lambda: (found := processes.find(engine)) is None or found.zombie)
 
 
+def test_the_engine_is_no_rank_of_the_gang(service: Service) -> None:
+    """Else torch inside it would look for the other ranks."""
+    service.ready()
+    [engine] = service.children()
+    names = {entry.partition(b"=")[0] for entry in processes.environ(engine)}
+    assert names.isdisjoint({b"RANK", b"WORLD_SIZE", b"MASTER_ADDR", b"TORCHELASTIC_RUN_ID"})
+    assert {b"RACKSCALE_JOB", b"HF_HUB_OFFLINE"} <= names, (
+        "but what it serves, and where it belongs, is known"
+    )
+
+
 def test_heartbeats_go_on_while_the_engine_is_well(service: Service, eventually: Eventually) -> None:
     eventually(lambda: [beat["kind"] for beat in service.beats()].count("ready") > 2)
 

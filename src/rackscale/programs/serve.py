@@ -301,13 +301,13 @@ def ask(
 
 
 def _engine_environ(engine: Engine) -> dict[str, str]:
-    """Ours without torchrun's part: an engine is no rank of the gang, it forms groups of its own."""
+    """Ours without torchrun's part, for an engine is no rank of the gang; what the user set stands."""
     ours = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
-    return ours | dict(engine.environ())
+    return dict(engine.environ()) | ours
 
 
 def _die_with_parent() -> None:
-    """An engine must not outlive us: it holds the port and the GPUs."""
+    """An engine must not outlive us: it holds the port. What it started itself, the gang's instance ends."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
