@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,7 +179,7 @@ class Service:
 
     def __init__(self, engine: Engine, endpoint: Endpoint, heartbeat: Heartbeat, patience: Patience) -> None:
         self._engine, self._endpoint, self._heartbeat, self._patience = engine, endpoint, heartbeat, patience
-        # An engine that listens everywhere is asked here, and others reach it by its node's name.
+        # An engine that listens everywhere is asked here; the gang's supervisor knows its node's address.
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # somebody else's wish
         self._host = everywhere.get(endpoint.host, endpoint.host)
         shown = f"[{self._host}]" if ":" in self._host else self._host
@@ -328,16 +328,38 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", default=AUTO, metavar="|".join((AUTO, *(engine.name for engine in ENGINES))))
     add("--name", help="what requests call the model (default: the job's name, or the folder's)")
     add("--host", help="address to listen on (default: $MASTER_ADDR, or 127.0.0.1)")
-    add("--port", type=int, metavar="N", help="default: $RACKSCALE_PORT, or a free one")
-    add("--max-model-len", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)")
+    add("--port", type=_number(int, 1, 65535), metavar="N", help="default: $RACKSCALE_PORT, or a free one")
+    add(
+        "--max-model-len",
+        type=_number(int, 1),
+        metavar="N",
+        help="tokens of prompt and answer (default: the model's)",
+    )
     for flag, default, text in (
         ("--start-s", patience.start_s, "to wait for the first answer"),
         ("--hang-s", patience.hang_s, "without health before the engine is killed"),
         ("--drain-s", patience.drain_s, "for running requests when asked to leave"),
     ):
-        add(flag, type=float, default=default, metavar="N", help=f"seconds {text} (default {default:g})")
+        add(
+            flag,
+            type=_number(float, 0),
+            default=default,
+            metavar="N",
+            help=f"seconds {text} (default {default:g})",
+        )
     add("extra", nargs="*", metavar="ARGUMENT", help="after --: for the engine itself")
     return parser
+
+
+def _number(kind: Callable[[str], float], least: float, most: float = float("inf")) -> Callable[[str], float]:
+    def read(given: str) -> float:
+        value = kind(given)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{given} is not {least:g} or more, up to {most:g}")
+        return value
+
+    read.__name__ = kind.__name__  # what argparse calls it when `kind` can't read it
+    return read
 
 
 if __name__ == "__main__":
