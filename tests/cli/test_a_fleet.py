@@ -1,0 +1,170 @@
+"""A real fleet on `local`, asked and told through the command line alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rackscale.fleet.gangs import Gang, Status
+from rackscale.fleet.state import FleetState
+from rackscale.journal import Journal, location, writer
+from rackscale.programs import processes
+from rackscale.programs.attempt import read_claim, read_spec
+from tests.cli.conftest import Answer, end, loop, make_site, rackscale
+from tests.conftest import Eventually
+from tests.runtime.world import of_site
+
+
+class Fleet:
+    """A site whose controller runs; the verbs are told where it is."""
+
+    def __init__(self, site: Path) -> None:
+        self.site = site
+
+    def __call__(self, *arguments: object, code: int | None = 0) -> Answer:
+        return rackscale(*arguments, "--site", self.site, code=code)
+
+    @property
+    def state(self) -> FleetState:
+        """What the journal says: cheaper to ask again and again than a process."""
+        with Journal.open(location(self.site)) as journal:
+            return journal.load()
+
+    def runs(self, name: str, *, attempt: int = 1) -> Gang | None:
+        """The gang's record, if it runs."""
+        gang = self.state.gangs.get(name)
+        return gang if gang and gang.status is Status.RUNNING and gang.attempt == attempt else None
+
+    def ended(self, name: str) -> str | None:
+        found = self.state.ended.get(name)
+        return None if found is None else found.outcome
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    site = make_site(tmp_path_factory.mktemp("fleet"))
+    assert "drives 2 NVLink domains on local" in rackscale("up", site).out
+    yield Fleet(site)
+    end(site)
+
+
+def test_a_job_is_applied_explained_logged_cancelled_and_audited(
+    fleet: Fleet, tmp_path: Path, eventually: Eventually
+) -> None:
+    applied = fleet("apply", loop(tmp_path, "life"))
+    assert "START" in applied.out
+    assert applied.out.endswith("submitted 1 job\n")
+    eventually(lambda: fleet.runs("life"), within_s=30)
+    assert fleet("apply", loop(tmp_path, "life")).out.endswith("1 job already submitted\n")
+    (reason,) = fleet("why", "life", "--json").json
+    assert (reason["gang"], reason["status"]) == ("life", "running")
+    assert "runs on c/us-000" in fleet("why", "life").out
+    shown = fleet("status", "--json").json
+    assert shown["controller"]
+    assert [(gang["name"], gang["status"]) for gang in shown["state"]["gangs"]] == [("life", "running")]
+    assert "c/us-000" in fleet("status").out
+    lines = fleet("logs", "life", "--rank", 0, "-n", 3).out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("turn ") and line.endswith(" of life") for line in lines)
+    assert "told to stop" in fleet("cancel", "life").out
+    eventually(lambda: fleet.ended("life") == "cancelled")
+    assert fleet("cancel", "life").out == "life has ended (cancelled)\n"
+    (row,) = (row for row in fleet("audit", "--json").json["jobs"] if row["job"] == "life")
+    assert row["outcome"] == "cancelled"
+    assert row["forecast"]["end_s"] == pytest.approx(60, abs=5)
+    assert row["actual"]["end_s"] is not None
+    assert "life" in fleet("audit").out
+
+
+def test_logs_are_followed_until_the_end(fleet: Fleet, tmp_path: Path) -> None:
+    fleet("apply", loop(tmp_path, "short", turns=15))
+    followed = fleet("logs", "short", "-f", "--rank", 0, "-n", 100).out.splitlines()
+    assert followed == [f"turn {turn} of short" for turn in range(1, 16)]
+    assert fleet.ended("short") == "finished"
+
+
+def test_a_plan_that_no_longer_holds_is_refused_and_both_are_shown(fleet: Fleet, tmp_path: Path) -> None:
+    saved = tmp_path / "plan.json"
+    before = fleet.state.snapshot()
+    planned = fleet("plan", loop(tmp_path, "planned", nodes=2), "--out", saved, "--json").json
+    assert planned["live"]
+    assert [action["type"] for action in planned["actions"]] == ["Start"]
+    assert fleet.state.snapshot() == before
+    fleet("apply", loop(tmp_path, "first-come", nodes=2))
+    refused = fleet("apply", "--plan", saved, code=1)
+    assert "the state moved since the plan was made" in refused.err
+    was, now = refused.err.split("now:")
+    assert "on c/us-000/n00-n01" in was
+    assert "on c/us-001/n00-n01" in now
+    drifted = fleet("apply", "--plan", saved, "--json", code=1).json
+    assert drifted["outcome"] == "drifted"
+    assert drifted["expected"] != drifted["actual"]
+    assert "planned" not in fleet.state.gangs
+    fleet("plan", tmp_path / "planned.yaml", "--out", saved)
+    assert fleet("apply", "--plan", saved).out == "submitted 1 job\n"
+    fleet("cancel", "first-come", "planned")
+
+
+def test_a_drain_is_planned_and_done_and_taken_back(
+    fleet: Fleet, tmp_path: Path, eventually: Eventually
+) -> None:
+    fleet("apply", loop(tmp_path, "guest", nodes=2))
+    home = eventually(lambda: fleet.runs("guest"), within_s=30).binding[0].domain
+    planned = fleet("plan", "--drain", home, "--json").json["actions"]
+    assert [(action["type"], action["gang"]) for action in planned] == [("Preempt", "guest")]
+    assert "1 gang must leave" in fleet("drain", home).out
+    assert fleet("drain", home, "--json").json["outcome"] == "unchanged"
+    again = eventually(lambda: fleet.runs("guest", attempt=2), within_s=30)
+    assert again.binding[0].domain != home
+    assert "no longer drained" in fleet("undrain", home).out
+    fleet("cancel", "guest")
+
+
+def test_names_that_do_not_exist_get_a_suggestion(fleet: Fleet, tmp_path: Path) -> None:
+    fleet("apply", loop(tmp_path, "known"))
+    for verb in ("why", "logs", "cancel"):
+        assert "did you mean 'known'?" in fleet(verb, "knwon", code=1).err
+    assert "did you mean 'c/us-001'?" in fleet("drain", "c/us-010", code=1).err
+    unknown = loop(tmp_path, "unknown-queue")
+    unknown.write_text(unknown.read_text().replace("queue: research", "queue: reserch"))
+    assert "did you mean 'research'?" in fleet("apply", unknown, code=1).err
+    fleet("cancel", "known")
+
+
+def test_one_controller_a_site(fleet: Fleet) -> None:
+    assert "runs here already" in rackscale("up", fleet.site, code=1).err
+
+
+def test_a_killed_controller_comes_back_and_the_job_goes_on(
+    site: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    pid = rackscale("up", site, "--json").json["pid"]
+    fleet = Fleet(site)
+    fleet("apply", loop(tmp_path, "survivor", nodes=2))
+    before = eventually(lambda: fleet.runs("survivor"), within_s=30)
+    claims = [read_claim(read_spec(path)) for path in (site / ".rackscale" / "gangs").rglob("spec-*.json")]
+
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: writer(location(site)) is None)
+    assert not fleet("status", "--json").json["controller"]
+    assert "no controller runs" in fleet("status").out
+    assert "no controller runs" in fleet("cancel", "survivor", code=1).err
+    assert rackscale("up", site, "--json").json["pid"] != pid
+
+    after = fleet.runs("survivor")
+    assert after is not None
+    assert after.binding == before.binding
+    assert len(claims) == 2
+    for claim in claims:
+        assert claim is not None
+        there = processes.find(claim.pid)
+        assert there is not None
+        assert there.started_ticks == claim.started_ticks
+    assert "so have all gangs" in fleet("down").out
+    assert of_site(site) == []
+    assert fleet.ended("survivor") == "cancelled"
+    assert "no controller runs" in fleet("down", code=1).err

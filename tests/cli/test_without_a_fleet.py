@@ -1,0 +1,120 @@
+"""Verbs that need no controller; exit codes; mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import LOOP, loop, rackscale
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_check_counts_what_it_read(site: Path, tmp_path: Path) -> None:
+    job = loop(tmp_path, "count")
+    assert rackscale("check", site, job).out == "ok: 1 Fleet, 1 Queue, 1 Policy, 1 Batch\n"
+    assert rackscale("check", site, job, "--json").json["problems"] == []
+
+
+def test_check_reports_every_problem_with_its_place(site: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    text = LOOP.replace("NAME", "bad").replace("NODES", "many").replace("queue: research", "queu: research")
+    bad.write_text(text)
+    answer = rackscale("check", site, bad, code=1)
+    assert answer.out == ""
+    assert f"{bad}:3:" in answer.err
+    assert f"{bad}:4:" in answer.err
+    assert "did you mean 'queue'?" in answer.err
+    assert answer.err.endswith("2 problems\n")
+    assert len(rackscale("check", site, bad, "--json", code=1).json["problems"]) == 2
+
+
+def test_the_schema_is_json_and_can_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    rackscale("schema", "-o", file)
+    assert json.loads(file.read_text()) == rackscale("schema").json
+
+
+def test_the_catalog_tells_units_and_sources() -> None:
+    assert "u-p6e-gb300x72" in rackscale("catalog").out
+    assert json.dumps(rackscale("catalog", "u-p6e-gb300x72", "--json").json).count("source") > 0
+    assert "did you mean" in rackscale("catalog", "u-p6e-gb300x27", code=1).err
+
+
+def test_a_plan_without_a_controller_is_made_on_the_documents_and_leaves_nothing(
+    site: Path, tmp_path: Path
+) -> None:
+    made = rackscale("plan", loop(tmp_path, "first", nodes=2), "--site", site, "--json").json
+    (start,) = made["actions"]
+    assert (start["type"], start["gang"], start["binding"]) == ("Start", "first", [["c/us-000", [0, 1]]])
+    (forecast,) = made["forecasts"]
+    assert (forecast["start_s"], forecast["running_s"], forecast["end_s"]) == (0.0, 0.0, 60.0)
+    assert not made["live"]
+    assert [path.name for path in site.iterdir()] == ["site.yaml"]
+    text = rackscale("plan", site, loop(tmp_path, "first", nodes=2)).out
+    assert "START" in text
+    assert "c/us-000/n00-n01" in text
+
+
+def test_a_rehearsal_is_its_seed(tmp_path: Path) -> None:
+    def rehearsed(seed: int, file: str) -> bytes:
+        path = tmp_path / file
+        command = ("rehearse", EXAMPLES / "one-rack", "--until", "12h", "--seed", seed, "--journal", path)
+        assert rackscale(*command, "--json").json["seed"] == seed
+        return path.read_bytes()
+
+    first = rehearsed(7, "a.jsonl")
+    assert first.count(b"\n") > 20
+    assert all(json.loads(line) for line in first.splitlines())
+    assert rehearsed(7, "b.jsonl") == first
+    assert rehearsed(8, "c.jsonl") != first
+
+
+def test_help_and_version_are_no_mistakes() -> None:
+    assert "plan" in rackscale("--help").out
+    assert rackscale("--version").out.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("statsu",), 2, "Did you mean 'status'?"),
+        (("plan",), 2, "name at least one file"),
+        (("apply",), 2, "name files, or one plan"),
+        (("check",), 2, "Missing argument"),
+        (("up", "--on", "slurm"), 2, "slurm"),
+        (("rehearse", "SITE", "--until", "soon"), 2, "is no time"),
+        (("check", "BROKEN"), 1, "BROKEN:3"),
+        (("plan", "BINARY", "--site", "SITE"), 1, "not UTF-8"),
+        (("plan", "JOB", "--site", "EMPTY"), 1, "neither a journal nor a Fleet document"),
+        (("apply", "JOB", "--site", "SITE"), 1, "no controller runs"),
+        (("apply", "--plan", "BINARY", "--site", "SITE"), 1, "no saved plan"),
+        (("rehearse", "SITE"), 1, "no work to rehearse"),
+        (("rehearse", "SITE", "--jobs", "BROKEN"), 1, "there is no column 'job_id'"),
+        (("rehearse", "SITE", "--jobs", "BINARY"), 1, "can't be read"),
+        (("rehearse", "SITE", "JOB", "--journal", "absent/a.jsonl"), 1, "absent/a.jsonl"),
+        (("schema", "-o", "absent/schema.json"), 1, "absent/schema.json"),
+        (("plan", "JOB", "--site", "SITE", "--out", "absent/plan.json"), 1, "absent/plan.json"),
+        (("up", "EMPTY"), 1, "no *.yaml"),
+        (("up", "absent"), 1, "no such file or folder"),
+        (("down", "--site", "SITE"), 1, "no controller runs"),
+        (("status", "--site", "SITE"), 1, "no controller has run"),
+        (("logs", "anything", "--site", "SITE"), 1, "no controller has run"),
+        (("cancel", "anything", "--site", "SITE"), 1, "no controller runs"),
+        (("drain", "us-000", "--site", "SITE"), 1, "no controller runs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_gets_a_sentence_and_a_code(
+    arguments: tuple[str, ...], code: int, says: str, site: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "EMPTY"
+    empty.mkdir()
+    (tmp_path / "BINARY").write_bytes(b"\x00\xff\x80")
+    (tmp_path / "BROKEN").write_text("kind: Batch\nname: [\n")
+    places = {"SITE": site, "JOB": loop(tmp_path, "job"), "EMPTY": empty}
+    answer = rackscale(*(places.get(a, a) for a in arguments), code=code, cwd=tmp_path)
+    assert says in " ".join(answer.err.split())
+    assert answer.out == ""
