@@ -61,7 +61,7 @@ class JoinedCluster:
     def __init__(self, site: Path, address: str) -> None:
         self._site, self._address = site, address
         self._domains: dict[str, DomainSpec] = {}
-        self._attached = False
+        self._attached, self._checked = False, False
 
     def connect(self) -> None:
         """Become a driver of the cluster. Blocks. Raises ExecutorError if there is none."""
@@ -75,22 +75,28 @@ class JoinedCluster:
         self._domains |= {spec.name: spec for spec in domains}
 
     def check(self) -> set[NodeRef]:
-        """Nodes that are not there. Blocks. Raises ExecutorError if the cluster is gone, or can't be this fleet."""
+        """Nodes that are not there. Blocks. Raises ExecutorError if the cluster is gone; the first time also if it
+        can't be this fleet."""
         found = self._labelled()
+        if not self._checked:
+            self._validate([ref for ref, _ in found])
+            self._checked = True
         there = {ref for ref, _ in found}
-        if len(there) < len(found):
-            ref = next(ref for ref in there if sum(ref == other for other, _ in found) > 1)
-            raise ExecutorError(f"two live Ray nodes are labelled {ref.domain}/n{ref.node:02d}")
-        for spec in self._domains.values():
-            if not any(ref.domain == spec.name for ref in there):
-                wanted = ",".join(f"{key}={value}" for key, value in labels(spec, 0).items())
-                raise ExecutorError(
-                    f"no live Ray node of {self._address} is labelled as a node of {spec.name}",
-                    hint=f'start its nodes with: ray start --address=... --labels="{wanted}" and so on',
-                )
         return {
             NodeRef(spec.name, node) for spec in self._domains.values() for node in range(spec.nodes)
         } - there
+
+    def _validate(self, found: list[NodeRef]) -> None:
+        for ref in found:
+            if found.count(ref) > 1:
+                raise ExecutorError(f"two live Ray nodes are labelled {ref.domain}/n{ref.node:02d}")
+        if not found:
+            spec = next(iter(self._domains.values()))
+            wanted = ",".join(f"{key}={value}" for key, value in labels(spec, 0).items())
+            raise ExecutorError(
+                f"no live Ray node of {self._address} is labelled as a node of {spec.name}, or of another domain",
+                hint=f'start its nodes with: ray start --address=... --labels="{wanted}" and so on',
+            )
 
     def find(self, ref: NodeRef) -> RayNode | None:
         """The node, if it lives."""

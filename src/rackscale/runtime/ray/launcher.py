@@ -206,7 +206,8 @@ class RayLauncher:
         if self._hosts.get(ref) is not host:
             return
         del self._hosts[ref]
-        level = logging.DEBUG if ref in self._repairs else logging.WARNING  # not again each time that it is missed
+        # A node that is missing stays so for long: say it once.
+        level = logging.DEBUG if ref in self._repairs else logging.WARNING
         logger.log(level, "%s/n%02d is lost: %s", ref.domain, ref.node, cause)
         self._cluster.bury(ref, host.agent)
         gone = [spec for spec in self._there.values() if _ref(spec) == ref]
