@@ -157,9 +157,10 @@ def logs(
 def _gang_name(state: FleetState, name: str) -> str:
     if name in state.gangs or name in state.ended:
         return name
-    job = state.jobs.get(name)
-    if job is not None:
-        return job.gangs()[0]
+    if name in state.jobs:
+        return state.jobs[name].gangs()[0]
+    if ended := [gang for gang, end in state.ended.items() if end.job == name]:
+        return min(ended)
     raise UnknownNameError("job", name, [*state.gangs, *state.ended])
 
 
