@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the answer is no (problems found, refused, not running); 2
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +27,19 @@ Files = Annotated[list[Path], typer.Argument(help="YAML files or folders.", show
 
 FAILED = 1
 
-out = Console(soft_wrap=False)
-err = Console(stderr=True)
+PIPE_COLUMNS = 160
+
+
+def _console(*, stderr: bool) -> Console:
+    """A pipe has no width of its own, and names and addresses must not break in the middle."""
+    console = Console(stderr=stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_COLUMNS
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 def print_json(value: Any) -> None:
