@@ -59,8 +59,8 @@ Run = Callable[..., Answer]
 
 def rackscale(*arguments: object, code: int | None = 0, cwd: Path | None = None) -> Answer:
     """Run the command line in a pipe. It ends with `code`, never with a traceback, and never paints a pipe."""
-    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200"}
-    for name in ("FORCE_COLOR", "RACKSCALE_SITE"):
+    env = {**os.environ, "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "FORCE_COLOR", "RACKSCALE_SITE"):
         env.pop(name, None)
     done = subprocess.run(
         [str(SCRIPT), *map(str, arguments)], env=env, cwd=cwd, capture_output=True, text=True, check=False,

@@ -135,6 +135,24 @@ def test_names_that_do_not_exist_get_a_suggestion(fleet: Fleet, tmp_path: Path) 
     fleet("cancel", "known")
 
 
+def test_a_service_is_known_by_its_job_also_when_it_has_ended(
+    fleet: Fleet, tmp_path: Path, eventually: Eventually
+) -> None:
+    service = tmp_path / "web.yaml"
+    service.write_text(
+        "kind: Service\nname: web\nqueue: research\nnodes: 1\nreplicas: 2\nrestart_time: 1s\n"
+        "run: python -m http.server $RACKSCALE_PORT --bind 127.0.0.1\n"
+    )
+    fleet("apply", service)
+    running = eventually(lambda: fleet.runs("web/0") and fleet.runs("web/1"), within_s=30)
+    assert running.url is not None
+    assert running.url in fleet("status").out
+    assert "told to stop" in fleet("cancel", "web").out
+    eventually(lambda: fleet.ended("web/0") and fleet.ended("web/1"))
+    assert "Serving HTTP" in fleet("logs", "web").out
+    assert {answer["gang"] for answer in fleet("why", "web", "--json").json} == {"web/0", "web/1"}
+
+
 def test_one_controller_a_site(fleet: Fleet) -> None:
     assert "runs here already" in rackscale("up", fleet.site, code=1).err
 
