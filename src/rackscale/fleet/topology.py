@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from rackscale.events import DomainSpec
 
 
 class Group:
     """Domains of one system in one cluster: what a gang may spread over, since clusters share no fabric."""
 
-    __slots__ = ("cluster", "domains", "gpus_per_node", "largest", "members", "system", "usd_per_gpu_hour")
+    __slots__ = ("cluster", "domains", "gpus_per_node", "largest", "members", "price", "system")
 
     def __init__(self, spec: DomainSpec) -> None:
         self.cluster, self.system = spec.cluster, spec.system
         self.gpus_per_node = spec.gpus_per_node
-        self.usd_per_gpu_hour = spec.usd_per_gpu_hour
+        self.price = inf if spec.usd_per_gpu_hour is None else spec.usd_per_gpu_hour
+        """US dollars per GPU-hour; infinite where unknown."""
         self.domains = 0
         """Set of domain indices, as an integer."""
         self.members = 0
@@ -49,13 +52,17 @@ class Topology:
         return d
 
     def groups(self, system: str | None, cluster: str | None) -> tuple[Group, ...]:
-        """Groups that a job with these constraints may use, in order of delivery."""
+        """Groups that a job with these constraints may use: cheapest first, then in order of delivery.
+
+        A group without a price counts as the dearest.
+        """
         key = (system, cluster)
         found = self._matches.get(key)
         if found is None:
-            found = self._matches[key] = tuple(
+            matching = [
                 g
                 for g in self._groups.values()
                 if system in (None, g.system) and cluster in (None, g.cluster)
-            )
+            ]
+            found = self._matches[key] = tuple(sorted(matching, key=lambda g: g.price))
         return found

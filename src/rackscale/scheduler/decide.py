@@ -33,7 +33,7 @@ from rackscale.events import (
 from rackscale.fleet.gangs import Gang, WaitKey, shift
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.fleet.state import FleetState
-from rackscale.scheduler.fit import Placement, bind, ever_fits, place
+from rackscale.scheduler.fit import bind, ever_fits, place, place_one
 from rackscale.scheduler.preempt import Clearer, cost
 from rackscale.workload import Shape
 
@@ -162,7 +162,7 @@ class Cycle:
             avoid |= 1 << state.index[other.domain]
         shape = Shape(nodes_per_segment=len(segment.nodes))
         (group,) = state.topology.groups(home.system, home.cluster)
-        found = place_one(state, group.domains & ~avoid, shape)
+        found = place_one(state.occupancy, group.domains & ~avoid, shape.nodes_per_segment)
         if found is None:
             return None
         assert job.cluster in (None, home.cluster)
@@ -280,12 +280,3 @@ class Cycle:
             self._send_away(state.gangs[name], "preempted-for", gang.name)
             self.evicted[state.jobs[state.gangs[name].job].queue] += 1
         return True
-
-
-def place_one(state: FleetState, within: int, shape: Shape) -> Placement | None:
-    """Best fit of one segment inside a set of domains."""
-    for room in range(shape.nodes_per_segment, len(state.occupancy.buckets)):
-        candidates = state.occupancy.buckets[room] & within
-        if candidates:
-            return Placement([(candidates & -candidates).bit_length() - 1], room - shape.nodes_per_segment)
-    return None

@@ -29,25 +29,34 @@ class Placement(NamedTuple):
 def place(state: FleetState, job: Job, *, avoid: int = 0, shape: Shape | None = None) -> Placement | None:
     """The best placement of one gang now, or None. `avoid` is a set of domains not to use."""
     best: Placement | None = None
-    best_key: tuple[int, float] | None = None
     shape = shape or job.shape
-    for group in state.topology.groups(job.system, job.cluster):
+    for group in state.topology.groups(job.system, job.cluster):  # the cheapest first
         found = place_in(state.occupancy, group, shape, avoid)
-        if found is None:
-            continue
-        price = group.usd_per_gpu_hour
-        key = (found.free_nodes_left, float("inf") if price is None else price)
-        if best_key is None or key < best_key:
-            best, best_key = found, key
+        if found is not None and (best is None or found.free_nodes_left < best.free_nodes_left):
+            best = found
+            if best.free_nodes_left == 0:
+                break
     return best
 
 
 def place_in(occupancy: Occupancy, group: Group, shape: Shape, avoid: int = 0) -> Placement | None:
     """The best placement inside one group of domains, or None."""
     within = group.domains & ~avoid
-    if shape.may_share_domain and shape.segments > 1:
+    if shape.segments == 1:
+        return place_one(occupancy, within, shape.nodes_per_segment)
+    if shape.may_share_domain:
         return _share(occupancy, within, shape)
     return _spread(occupancy, within, shape)
+
+
+def place_one(occupancy: Occupancy, within: int, nodes: int) -> Placement | None:
+    """Best fit of one segment inside a set of domains."""
+    buckets = occupancy.buckets
+    for room in range(nodes, len(buckets)):
+        candidates = buckets[room] & within
+        if candidates:
+            return Placement([(candidates & -candidates).bit_length() - 1], room - nodes)
+    return None
 
 
 def _spread(occupancy: Occupancy, within: int, shape: Shape) -> Placement | None:
