@@ -129,6 +129,14 @@ def another(shared: RayWorld) -> Iterator[Another]:
         world.executor.close()
 
 
+def test_who_is_cancelled_before_the_nodes_are_up_need_not_wait_for_them(world: RayWorld) -> None:
+    began_s = time.time()
+    world.submit(COUNT, name="early", nodes=2)
+    world.cancel("early")
+    assert time.time() - began_s < 1
+    assert world.all(ev.NodeFailed) == []
+
+
 def test_a_gang_runs_and_finishes_on_exactly_the_nodes_of_its_binding(world: RayWorld, site: Path) -> None:
     world.submit(f"python {STEPS} 100 0.02", name="exact", nodes=2)
     world.until_up("exact")

@@ -116,6 +116,10 @@ class RayLauncher:
 
     def alive(self, spec: InstanceSpec) -> bool:
         self._listen()
+        host = self._hosts.get(_ref(spec))
+        if host is not None and spec in host.waiting and attempt.revoked(spec):
+            host.waiting.remove(spec)  # no need to wait for its node
+            self._forget([spec])
         return _key(spec) in self._there
 
     def terminate(self, spec: InstanceSpec) -> None:
