@@ -1,7 +1,7 @@
 """A mixed load for a fleet of GB200 UltraServers, scaled to its size. Every number here is assumed.
 
-Shares are of the fleet's nodes when it is busy; together they ask for a little more than there is, so that somebody
-waits and preemption has work to do. Large gangs come in segments of 16 of a domain's 18 nodes.
+Shares are of the work that is asked for, which is `load` times what the fleet can give (its spares stay free). At 0.96
+somebody nearly always waits for a whole domain and clears one. Large gangs come in segments of 16 of 18 nodes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from rackscale.spec import Arrivals, Duration, Submission, Work, submissions
 from rackscale.workload import Durability, Job, JobKind, Shape
 
 CLUSTERS = 4
+LOAD = 0.96
 HOUR_S = 3600.0
 
 
 class Kind(Struct, frozen=True, kw_only=True):
-    """One kind of work: what it is and which share of the fleet it keeps busy."""
+    """One kind of work: what it is and how much of it is asked for."""
 
     name: str
     share: float
@@ -34,16 +35,16 @@ class Kind(Struct, frozen=True, kw_only=True):
 
 
 KINDS = (
-    Kind(name="pretrain-xl", share=0.16, shape=Shape(segments=64, nodes_per_segment=16), priority="production",
+    Kind(name="pretrain-xl", share=0.15, shape=Shape(segments=64, nodes_per_segment=16), priority="production",
          median_h=120, p90_h=400, checkpoint_interval_s=900.0, preemptible=False),
-    Kind(name="pretrain", share=0.14, shape=Shape(segments=16, nodes_per_segment=16), priority="production",
+    Kind(name="pretrain", share=0.13, shape=Shape(segments=16, nodes_per_segment=16), priority="production",
          median_h=48, p90_h=160, checkpoint_interval_s=900.0, preemptible=False),
     Kind(name="posttrain", share=0.12, shape=Shape(segments=4, nodes_per_segment=16), priority="high",
          median_h=12, p90_h=36),
     Kind(name="research", share=0.12, shape=Shape(nodes_per_segment=16), priority="normal", median_h=6, p90_h=24),
-    Kind(name="ablation", share=0.12, shape=Shape(nodes_per_segment=8), priority="normal", median_h=4, p90_h=12),
+    Kind(name="ablation", share=0.11, shape=Shape(nodes_per_segment=8), priority="normal", median_h=4, p90_h=12),
     Kind(name="finetune", share=0.09, shape=Shape(nodes_per_segment=4), priority="normal", median_h=3, p90_h=9),
-    Kind(name="chat", share=0.12, shape=Shape(nodes_per_segment=4), priority="production", kind="service",
+    Kind(name="chat", share=0.11, shape=Shape(nodes_per_segment=4), priority="production", kind="service",
          checkpoint_interval_s=None, preemptible=False),
     Kind(name="data", share=0.08, shape=Shape(nodes_per_segment=2), priority="low", kind="batch",
          median_h=2, p90_h=8),
@@ -65,16 +66,20 @@ def fleet(gpus: int) -> tuple[DomainSpec, ...]:
     )  # fmt: skip
 
 
-def load(domains: int, *, seed: int, end_s: float) -> Iterator[Submission]:
-    """What arrives: at the start as much as runs in the steady state, then Poisson arrivals that replace it."""
-    return submissions([work for kind in KINDS for work in _work(kind, domains)], seed=seed, end_s=end_s)
+def load(domains: int, *, seed: int, end_s: float, share: float = LOAD) -> Iterator[Submission]:
+    """What arrives: at the start as much as runs in the steady state, then Poisson arrivals that replace it.
+
+    `share`: of what the fleet can give.
+    """
+    nodes = share * domains * 17
+    return submissions([w for kind in KINDS for w in _work(kind, domains, nodes)], seed=seed, end_s=end_s)
 
 
-def _work(kind: Kind, domains: int) -> Iterator[Work]:
+def _work(kind: Kind, domains: int, nodes: float) -> Iterator[Work]:
     shape = kind.shape
     while shape.segments > max(1, domains // (4 * CLUSTERS)):
         shape = Shape(segments=shape.segments // 2, nodes_per_segment=shape.nodes_per_segment)
-    running = max(1, round(kind.share * domains * 17 / shape.nodes))
+    running = max(1, round(kind.share * nodes / shape.nodes))
     duration = Duration(median_s=kind.median_h * HOUR_S, p90_s=kind.p90_h * HOUR_S)
     durability = Durability(
         checkpoint_interval_s=kind.checkpoint_interval_s, checkpoint_s=60.0, grace_s=120.0, restart_s=180.0

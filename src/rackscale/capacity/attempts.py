@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
 
 from rackscale.events import GangEnded
 
-
-class Account(NamedTuple):
-    """Who is charged. `job` is empty where the ledger does not tell jobs apart."""
-
-    queue: str = ""
-    priority: str = ""
-    kind: str = ""
-    job: str = ""
+Spent = dict[tuple[int, str, str], int]
+"""(lot, state, cause) -> GPU-microseconds. A lot is an index into the ledger's lots."""
 
 
-class Part(NamedTuple):
-    """GPU-microseconds in one state. `lot` is an index into the ledger's lots."""
+class Account:
+    """Who is charged, and what of attempts that are over. `job` is empty where the ledger does not tell jobs apart."""
 
-    lot: int
-    state: str
-    cause: str
-    gpu_us: int
+    __slots__ = ("job", "kind", "priority", "queue", "spent")
+
+    def __init__(self, *, queue: str = "", priority: str = "", kind: str = "", job: str = "") -> None:
+        self.queue, self.priority, self.kind, self.job = queue, priority, kind, job
+        self.spent: Spent = {}
 
 
 class Phase(Enum):
@@ -88,32 +81,32 @@ class Attempt:
         self._settle(now_us)
         self.gpus = gpus
 
-    def parts(self, now_us: int, ended: GangEnded | None = None) -> Iterator[Part]:
-        """All of its time until now, by state. `ended` tells what became of it; None: it is not known yet.
+    def charge(self, spent: Spent, now_us: int, ended: GangEnded | None = None) -> None:
+        """Add all of its time until now, by state. `ended` tells what became of it; None: it is not known yet.
 
         While it is not known, work at risk counts as productive. A service's work is done when it is done.
         """
         self._settle(now_us)
         if ended is None:
-            finished, saved = False, False
+            finished = saved = False
             kept = self.stop_cause != "node-failure"
         else:
             finished, saved = ended.outcome == "finished", ended.checkpointed
             kept = finished or saved
-        for lot, gpu_us in self._starting.items():
-            yield Part(lot, "starting", self._start_cause, gpu_us)
         cause = self.stop_cause or "program-failed"
+        saved_us, risk_us = self._saved_us - self._worked_from_us, self._until_us - self._saved_us
+        if kept or self.account.kind == "service":
+            saved_us, risk_us = saved_us + risk_us, 0
+        for lot, gpu_us in self._starting.items():
+            _add(spent, (lot, "starting", self._start_cause), gpu_us)
         for lot, gpus in self._worked_on.items():
-            saved_us, risk_us = self._saved_us - self._worked_from_us, self._until_us - self._saved_us
-            if kept or self.account.kind == "service":
-                saved_us, risk_us = saved_us + risk_us, 0
-            yield Part(lot, "productive", "", gpus * saved_us)
-            yield Part(lot, "lost", cause, gpus * risk_us)
+            _add(spent, (lot, "productive", ""), gpus * saved_us)
+            _add(spent, (lot, "lost", cause), gpus * risk_us)
         for lot, gpu_us in self._stopped.items():
             if finished:
-                yield Part(lot, "productive", "", gpu_us)
+                _add(spent, (lot, "productive", ""), gpu_us)
             else:
-                yield Part(lot, "checkpointing" if saved else "leaving", cause, gpu_us)
+                _add(spent, (lot, "checkpointing" if saved else "leaving", cause), gpu_us)
 
     def _settle(self, now_us: int) -> None:
         if self.phase is Phase.WORKING:
@@ -123,3 +116,8 @@ class Attempt:
             for lot, gpus in self.gpus.items():
                 spent[lot] = spent.get(lot, 0) + gpus * (now_us - self._since_us)
         self._since_us = now_us
+
+
+def _add(spent: Spent, key: tuple[int, str, str], gpu_us: int) -> None:
+    if gpu_us:
+        spent[key] = spent.get(key, 0) + gpu_us

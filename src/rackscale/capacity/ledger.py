@@ -25,7 +25,7 @@ from typing import Any
 from msgspec import Struct
 
 from rackscale import events as ev
-from rackscale.capacity.attempts import Account, Attempt, Part, Phase
+from rackscale.capacity.attempts import Account, Attempt, Phase
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import mask_of
 from rackscale.fleet.state import FleetState
@@ -47,7 +47,6 @@ CAUSES = {
 }
 """Reasons for leaving, as causes."""
 US_PER_H = 3_600_000_000
-NOBODY = Account()
 ADOPTED = ev.Reason(code="fits")
 
 
@@ -138,14 +137,19 @@ class Domain:
         free = (usable ^ claimed).bit_count()
         spare = min(free, self.spares)
         counts = (
-            claimed.bit_count(), free - spare, spare, (rest ^ usable).bit_count(), self.failed.bit_count()
-        )  # fmt: skip
+            claimed.bit_count(),
+            free - spare,
+            spare,
+            (rest ^ usable).bit_count(),
+            self.failed.bit_count(),
+        )
         before = self._counts
-        if counts != before:
-            lot.settle(now_us)
-            for i, nodes in enumerate(counts):
-                lot.free[i] += (nodes - before[i]) * self.gpus_per_node
-            self._counts = counts
+        if counts == before:
+            return
+        lot.settle(now_us)
+        gpus, self._counts = lot.free, counts
+        for i in range(len(FREE)):
+            gpus[i] += (counts[i] - before[i]) * self.gpus_per_node
 
 
 class Ledger:
@@ -168,8 +172,7 @@ class Ledger:
         self._claims: dict[str, list[tuple[int, int]]] = {}
         self._why: dict[str, str] = {}
         """Gang that ran before -> the cause of its waiting."""
-        self._cells: dict[tuple[int, str, str, Account], int] = {}
-        """(lot, state, cause, account) -> GPU-microseconds of attempts that are over."""
+        self._accounts: dict[tuple[str, str, str, str], Account] = {}
         self._fold: dict[type, Callable[[Any], None]] = {
             ev.Delivered: self._delivered, ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
             ev.Drained: self._drained, ev.Undrained: self._undrained, ev.NodeFailed: self._node_failed,
@@ -226,21 +229,25 @@ class Ledger:
     def rows(self, at_s: float | None = None) -> tuple[Row, ...]:
         """All GPU-time until `at_s` (None: until now), in a fixed order. Rows without time are left out."""
         self._settle(at_s)
-        cells = dict(self._cells)
+        spent = {account: account.spent.copy() for account in self._accounts.values()}
         for attempt in self._attempts.values():
-            _add(cells, attempt.account, attempt.parts(self.now_us))
-        for i, lot in enumerate(self.lots):
-            _add(cells, NOBODY, (Part(i, state, "", us) for state, us in zip(FREE, lot.spent, strict=True)))
-        order = sorted((key[0], STATES.index(key[1]), *key[2:]) for key, gpu_us in cells.items() if gpu_us)
-        return tuple(self._row(lot, STATES[s], cause, account, cells) for lot, s, cause, account in order)
+            attempt.charge(spent[attempt.account], self.now_us)
+        nobody = {
+            (at, state, ""): us for at, lot in enumerate(self.lots) for state, us in zip(FREE, lot.spent, strict=True)
+        }  # fmt: skip
+        rows = [
+            self._row(*key, account, gpu_us)
+            for account, cells in [*spent.items(), (Account(), nobody)]
+            for key, gpu_us in cells.items()
+            if gpu_us
+        ]
+        return tuple(sorted(rows, key=_order))
 
-    def _row(
-        self, lot: int, state: str, cause: str, account: Account, cells: dict[tuple[int, str, str, Account], int]
-    ) -> Row:  # fmt: skip
-        where, gpu_us = self.lots[lot], cells[lot, state, cause, account]
-        price = where.usd_per_gpu_hour
+    def _row(self, at: int, state: str, cause: str, account: Account, gpu_us: int) -> Row:
+        lot = self.lots[at]
+        price = lot.usd_per_gpu_hour
         return Row(
-            cluster=where.cluster, system=where.system, state=state, cause=cause, queue=account.queue,
+            cluster=lot.cluster, system=lot.system, state=state, cause=cause, queue=account.queue,
             priority=account.priority, kind=account.kind, job=account.job, gpu_us=gpu_us,
             usd=None if price is None else price * gpu_us / US_PER_H,
         )  # fmt: skip
@@ -269,9 +276,13 @@ class Ledger:
 
     def _submitted(self, event: ev.Submitted) -> None:
         job = event.job
-        if not any(gang in self._attempts for gang in job.gangs()):
-            self._jobs[job.name] = job
-            self._owner.update(dict.fromkeys(job.gangs(), job))
+        gangs = job.gangs()
+        for gang in gangs:
+            if gang in self._attempts:
+                return
+        self._jobs[job.name] = job
+        for gang in gangs:
+            self._owner[gang] = job
 
     def _cancelled(self, event: ev.Cancelled) -> None:
         job = self._jobs.get(event.job)
@@ -343,12 +354,11 @@ class Ledger:
 
     def _start(self, action: ev.Start | ev.Restart) -> None:
         gang = action.gang
-        self._unclaim(action)
-        job = self._owner[gang]
+        self._drop_claim(gang)
         on = self._masks(action.binding)
         attempt = self._attempts[gang] = Attempt(
             self.now_us, number=action.attempt, cause=self._why.pop(gang, FIRST), on=on, gpus=self._gpus(on),
-            account=Account(job.queue, job.priority, job.kind, job.name if self._by_job else ""),
+            account=self._account(self._owner[gang]),
         )  # fmt: skip
         for d, mask in attempt.on:
             domain = self._domains[d]
@@ -371,7 +381,7 @@ class Ledger:
             domain.claimed |= mask
             domain.recount(self.lots[domain.lot], self.now_us)
 
-    def _unclaim(self, action: ev.Unclaim | ev.Start | ev.Restart) -> None:
+    def _unclaim(self, action: ev.Unclaim) -> None:
         self._drop_claim(action.gang)
 
     def _refuse(self, action: ev.Refuse) -> None:
@@ -379,6 +389,13 @@ class Ledger:
             self._forget(gang)
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _account(self, job: Job) -> Account:
+        key = (job.queue, job.priority, job.kind, job.name if self._by_job else "")
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(queue=key[0], priority=key[1], kind=key[2], job=key[3])
+        return account
 
     def _masks(self, binding: ev.Binding) -> list[tuple[int, int]]:
         return [(self._index[segment.domain], mask_of(segment.nodes)) for segment in binding]
@@ -393,7 +410,7 @@ class Ledger:
 
     def _close(self, gang: str, attempt: Attempt, ended: ev.GangEnded | None) -> None:
         """The attempt is over: charge its time and free its nodes."""
-        _add(self._cells, attempt.account, attempt.parts(self.now_us, ended))
+        attempt.charge(attempt.account.spent, self.now_us, ended)
         del self._attempts[gang]
         for d, mask in attempt.on:
             domain = self._domains[d]
@@ -420,7 +437,8 @@ def microseconds(at_s: float) -> int:
     return round(at_s * 1e6)
 
 
-def _add(cells: dict[tuple[int, str, str, Account], int], account: Account, parts: Iterable[Part]) -> None:
-    for lot, state, cause, gpu_us in parts:
-        key = (lot, state, cause, account)
-        cells[key] = cells.get(key, 0) + gpu_us
+def _order(row: Row) -> tuple[object, ...]:
+    return (
+        row.cluster, row.system, STATES.index(row.state), row.cause, row.queue, row.priority, row.kind, row.job,
+        row.usd is None,
+    )  # fmt: skip

@@ -29,3 +29,7 @@ class Agenda:
         ticket = self._tickets = self._tickets + 1
         heappush(self.heap, (at_s, ticket, happening))
         return ticket
+
+    def put_before(self, at_s: float, happening: Happening, *, rank: int) -> None:
+        """Put it in before all others of its time. At most one happening of a rank may be in."""
+        heappush(self.heap, (at_s, -rank, happening))

@@ -7,10 +7,10 @@ give the same events, byte for byte.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop
 from math import inf
+from typing import Generic, TypeVar
 
 from rackscale.events import (
     Cancelled,
@@ -75,8 +75,9 @@ class TwinExecutor:
         self._on: dict[str, dict[str, int]] = {}
         """Domain -> gang -> mask of the nodes it holds."""
         self._durations: dict[str, float | None] = {}
-        """Job -> its true duration, between its arrival and its submission."""
-        _Arrivals(self, heapq.merge(inputs, submissions, key=lambda item: item.at_s))
+        """Job -> its true duration, from its arrival until it is admitted."""
+        _Arrivals(self._agenda, inputs, lambda event: event, rank=2)
+        _Arrivals(self._agenda, submissions, self._submit, rank=1)
 
     # -- the seam ----------------------------------------------------------------------------------------------------
 
@@ -149,13 +150,10 @@ class TwinExecutor:
 
     # -- the world ---------------------------------------------------------------------------------------------------
 
-    def submit(self, submission: Submission) -> Submitted:
+    def _submit(self, submission: Submission) -> Submitted:
         """A job arrives; how long it takes is known here and nowhere else."""
         self._durations[submission.job.name] = submission.duration_s
         return Submitted(at_s=submission.at_s, job=submission.job)
-
-    def put(self, at_s: float, arrivals: _Arrivals) -> None:
-        self._agenda.put(at_s, arrivals)
 
     def _notice(self, event: Input) -> None:
         """What an event does to the world before anything is decided about it."""
@@ -211,22 +209,28 @@ class TwinExecutor:
         run.binding = ()
 
 
-class _Arrivals:
+T = TypeVar("T", bound=Input | Submission)
+
+
+class _Arrivals(Generic[T]):
     """What people do, one thing at a time: the next one is read when the one before has happened."""
 
-    __slots__ = ("_items", "_next", "_twin")
+    __slots__ = ("_agenda", "_as_input", "_items", "_next", "_rank")
 
-    def __init__(self, twin: TwinExecutor, items: Iterator[Input | Submission]) -> None:
-        self._twin, self._items = twin, items
-        self._next: Input | Submission | None = None
+    def __init__(
+        self, agenda: Agenda, items: Iterable[T], as_input: Callable[[T], Input], *, rank: int
+    ) -> None:
+        self._agenda, self._items, self._as_input, self._rank = agenda, iter(items), as_input, rank
+        self._next: T | None = None
         self._read()
 
     def _read(self) -> None:
         self._next = next(self._items, None)
         if self._next is not None:
-            self._twin.put(self._next.at_s, self)
+            self._agenda.put_before(self._next.at_s, self, rank=self._rank)
 
     def happen(self, at_s: float, ticket: int) -> Input | None:  # noqa: ARG002 - arrivals are never taken back
-        item = self._next
+        assert self._next is not None
+        event = self._as_input(self._next)
         self._read()
-        return self._twin.submit(item) if isinstance(item, Submission) else item
+        return event
