@@ -10,7 +10,17 @@ from statistics import median
 
 from msgspec import Struct
 
-from rackscale.events import Decided, Event, Forecast, GangEnded, GangRunning, Preempt, Start, Submitted
+from rackscale.events import (
+    Cancelled,
+    Decided,
+    Event,
+    Forecast,
+    GangEnded,
+    GangRunning,
+    Preempt,
+    Start,
+    Submitted,
+)
 from rackscale.fleet.state import FleetState
 
 
@@ -57,37 +67,89 @@ class Score(Struct, frozen=True, kw_only=True):
 
 
 class _Record(Struct, kw_only=True):
+    """One submission of a job; the same name may be submitted again when it has ended."""
+
+    job: str
+    gangs: frozenset[str]
     submitted_s: float
     forecast: Forecast | None = None
     actual: Times
+    started: set[str]
+    working: set[str]
     outcome: str = "open"
     victims: dict[str, float]
-    """Gang -> GPU-seconds at risk when it was told to leave."""
+    """Gang -> GPU-seconds that it lost, as far as is known."""
+
+
+class _Auditor:
+    """Follows the state, with one open record per live job."""
+
+    def __init__(self) -> None:
+        self.state = FleetState()
+        self.records: list[_Record] = []
+        self._open: dict[str, _Record] = {}
+        self._leaving: dict[tuple[str, int], _Record] = {}
+        """Attempts told to leave for somebody -> that somebody's record."""
+
+    def see(self, event: Event) -> None:
+        state = self.state
+        match event:
+            case Submitted() if event.job.name not in state.jobs:
+                self._submitted(event)
+            case Forecast() if event.job in self._open:
+                self._open[event.job].forecast = event
+            case Decided():
+                self._decided(event)
+            case GangRunning() if event.gang in state.gangs:
+                record = self._open[state.gangs[event.gang].job]
+                record.working.add(event.gang)
+                if record.actual.running_s is None and record.working == record.gangs:
+                    record.actual.running_s = event.at_s - record.submitted_s
+            case GangEnded() if (event.gang, event.attempt) in self._leaving:
+                record = self._leaving.pop((event.gang, event.attempt))
+                if event.checkpointed:
+                    record.victims[event.gang] = 0.0
+        state.fold(event)
+        if isinstance(event, GangEnded | Decided | Cancelled):
+            self._close()
+
+    def _submitted(self, event: Submitted) -> None:
+        record = _Record(
+            job=event.job.name, gangs=frozenset(event.job.gangs()), submitted_s=event.at_s, actual=Times(),
+            started=set(), working=set(), victims={},
+        )  # fmt: skip
+        self.records.append(record)
+        self._open[record.job] = record
+
+    def _decided(self, event: Decided) -> None:
+        gangs = self.state.gangs
+        for action in event.plan.actions:
+            if isinstance(action, Start):
+                record = self._open[gangs[action.gang].job]
+                record.started.add(action.gang)
+                if record.actual.start_s is None and record.started == record.gangs:
+                    record.actual.start_s = event.at_s - record.submitted_s
+            elif isinstance(action, Preempt) and action.reason.for_gang in gangs:
+                record = self._open[gangs[action.reason.for_gang].job]
+                record.victims[action.gang] = action.reason.lost_gpu_s
+                self._leaving[action.gang, action.attempt] = record
+
+    def _close(self) -> None:
+        for name in [name for name in self._open if name not in self.state.jobs]:
+            record = self._open.pop(name)
+            last = max(
+                (self.state.ended[gang] for gang in sorted(record.gangs)), key=lambda ended: ended.at_s
+            )
+            record.outcome = last.outcome
+            record.actual.end_s = last.at_s - record.submitted_s
 
 
 def audit(events: Iterable[Event]) -> tuple[Audit, ...]:
-    """Every job with a forecast, in order of submission."""
-    state = FleetState()
-    records: dict[str, _Record] = {}
+    """Every submission with a forecast, in order. A service starts when its last replica does."""
+    auditor = _Auditor()
     for event in events:
-        match event:
-            case Submitted() if event.job.name not in state.jobs:
-                records[event.job.name] = _Record(submitted_s=event.at_s, actual=Times(), victims={})
-            case Forecast() if event.job in records:
-                records[event.job].forecast = event
-            case Decided():
-                _decided(state, records, event)
-            case GangRunning() if (gang := state.gangs.get(event.gang)) and (record := records.get(gang.job)):
-                if record.actual.running_s is None:
-                    record.actual.running_s = event.at_s - record.submitted_s
-            case GangEnded() if event.checkpointed:
-                for record in records.values():
-                    if event.gang in record.victims:
-                        record.victims[event.gang] = 0.0
-        state.fold(event)
-        if isinstance(event, GangEnded | Decided):
-            _close(state, records)
-    return tuple(_row(name, record) for name, record in records.items() if record.forecast is not None)
+        auditor.see(event)
+    return tuple(_row(record, record.forecast) for record in auditor.records if record.forecast is not None)
 
 
 def score(rows: Iterable[Audit]) -> Score:
@@ -103,37 +165,14 @@ def score(rows: Iterable[Audit]) -> Score:
     )
 
 
-def _decided(state: FleetState, records: dict[str, _Record], event: Decided) -> None:
-    for action in event.plan.actions:
-        if isinstance(action, Start) and (record := records.get(state.gangs[action.gang].job)):
-            if record.actual.start_s is None:
-                record.actual.start_s = event.at_s - record.submitted_s
-        elif isinstance(action, Preempt) and action.reason.for_gang is not None:
-            winner = state.gangs.get(action.reason.for_gang)
-            if winner is not None and winner.job in records:
-                records[winner.job].victims[action.gang] = action.reason.lost_gpu_s
-
-
-def _close(state: FleetState, records: dict[str, _Record]) -> None:
-    for name, record in records.items():
-        if record.outcome == "open" and name not in state.jobs:
-            endings = [ended for ended in state.ended.values() if ended.job == name]
-            if endings:
-                last = max(endings, key=lambda e: e.at_s)
-                record.outcome = last.outcome
-                record.actual.end_s = last.at_s - record.submitted_s
-
-
-def _row(name: str, record: _Record) -> Audit:
-    forecast = record.forecast
-    assert forecast is not None
+def _row(record: _Record, forecast: Forecast) -> Audit:
     promised = Times(
         start_s=_after(record.submitted_s, forecast.start_s),
         running_s=_after(record.submitted_s, forecast.running_s),
         end_s=_after(record.submitted_s, forecast.end_s),
     )
     return Audit(
-        job=name, outcome=record.outcome, forecast=promised, actual=record.actual,
+        job=record.job, outcome=record.outcome, forecast=promised, actual=record.actual,
         victims_forecast=forecast.victims, victims=tuple(record.victims),
         lost_gpu_h_forecast=forecast.lost_gpu_s / 3600, lost_gpu_h=sum(record.victims.values()) / 3600,
     )  # fmt: skip

@@ -7,6 +7,7 @@ nothing. It is pure, so that a plan asks the very same questions without a contr
 from __future__ import annotations
 
 import re
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -37,7 +38,7 @@ from rackscale.fleet.occupancy import mask_of
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 from rackscale.scheduler.fit import ever_fits
-from rackscale.workload import Job, Policy, Queue
+from rackscale.workload import NAME_RULE, Job, Policy, Queue
 
 DEFAULT_QUEUE = "default"
 """Exists without being configured."""
@@ -152,6 +153,11 @@ def answer(state: FleetState, command: Command, now_s: float) -> Answer:
                 return _shutdown(state, command, now_s)
     except RackscaleError as error:
         return (), Reply(outcome="refused", message=str(error), hint=error.hint)
+    except Exception as error:  # noqa: BLE001 - a command that trips over a mistake of ours must not end the controller
+        traceback.print_exc()
+        return (), Reply(
+            outcome="refused", message=f"an unexpected error: {error!r}", hint="see controller.log"
+        )
 
 
 def preview(state: FleetState, events: Iterable[Event]) -> tuple[Action, ...]:
@@ -189,6 +195,9 @@ def _submit(state: FleetState, command: Submit, now_s: float) -> Answer:
 
 def _problems(state: FleetState, job: Job) -> Iterable[str]:
     """Why the job can't be submitted now, one line each."""
+    if not re.fullmatch(NAME_RULE, job.name):
+        yield f"{job.name!r}: a name is letters, digits, '.', '_' or '-', and begins and ends with a letter or digit"
+        return
     live = state.jobs.get(job.name)
     if live is not None:
         if any(gang.cancelled for name in live.gangs() if (gang := state.gangs.get(name))):
@@ -331,7 +340,10 @@ def _deliver(state: FleetState, command: Deliver, now_s: float) -> Answer:
         elif state.domains[d] != spec:
             problems.append(f"{spec.name}: is in the fleet already, and different")
     if problems:
-        return (), Reply(outcome="refused", message="\n".join(problems))
+        hint = (
+            "a domain can't change once it is delivered: restore its document, or give new domains new names"
+        )
+        return (), Reply(outcome="refused", message="\n".join(problems), hint=hint)
     if not new:
         return (), Reply(outcome="unchanged", message=f"{_count(len(names), 'NVLink domain')} already there")
     event = Delivered(at_s=now_s, domains=tuple(new))

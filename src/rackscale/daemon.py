@@ -253,15 +253,20 @@ def start(site: Path, argv: Sequence[str], *, timeout_s: float = 60.0) -> Standi
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
     )  # fmt: skip
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        ended, _ = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            raise ControllerError("the controller did not start:\n" + _tail(log, begin))
-        found = standing(site)
-        if found is not None and found.alive and found.phase == "ready":
-            return found
-        time.sleep(WAIT_S)
+    try:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                raise ControllerError("the controller did not start:\n" + _tail(log, begin))
+            found = standing(site)
+            if found is not None and found.alive and found.phase == "ready":
+                return found
+            time.sleep(WAIT_S)
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGTERM)  # it has a session of its own, so Ctrl-C did not reach it
+        os.waitpid(pid, 0)
+        raise
     os.kill(pid, signal.SIGKILL)  # which a controller survives well: that is what the journal is for
     os.waitpid(pid, 0)
     raise ControllerError(f"the controller was not ready within {timeout_s:g} s:\n" + _tail(log, begin))

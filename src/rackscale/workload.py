@@ -6,9 +6,14 @@ the executors read nothing else about a job.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+
+NAME_RULE = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$"
+"""What jobs that really run may be called: names become folders."""
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
 
 JobKind = Literal["training", "batch", "service"]
 
@@ -16,8 +21,8 @@ JobKind = Literal["training", "batch", "service"]
 class Shape(Struct, frozen=True, kw_only=True):
     """A gang's shape: `segments` x `nodes_per_segment`; each segment lies inside one NVLink domain."""
 
-    segments: int = 1
-    nodes_per_segment: int = 1
+    segments: Count = 1
+    nodes_per_segment: Count = 1
     may_share_domain: bool = False
     """Whether several segments of this gang may lie in the same NVLink domain."""
 
@@ -34,7 +39,7 @@ class Program(Struct, frozen=True, kw_only=True):
     """Runs once per node before the ranks start."""
     envs: dict[str, str] = {}
     workdir: str | None = None
-    ranks_per_node: int | None = None
+    ranks_per_node: Count | None = None
     """None: one rank per GPU of the node."""
 
 
@@ -43,13 +48,13 @@ class Durability(Struct, frozen=True, kw_only=True):
 
     checkpoint_interval_s: float | None = None
     """Seconds between checkpoints; None: the job never checkpoints and restarts from the beginning."""
-    checkpoint_s: float = 0.0
+    checkpoint_s: Seconds = 0.0
     """Seconds that a checkpoint on request takes."""
-    grace_s: float = 30.0
+    grace_s: Seconds = 30.0
     """Seconds between the request to checkpoint and leave, and the kill."""
-    restart_s: float = 60.0
+    restart_s: Seconds = 60.0
     """Seconds from start to productive work."""
-    max_restarts: int = 3
+    max_restarts: Annotated[int, Meta(ge=0)] = 3
     """Failures of the program itself (not of nodes) that are retried."""
 
 
@@ -59,7 +64,7 @@ class Job(Struct, frozen=True, kw_only=True):
     name: str
     kind: JobKind
     shape: Shape
-    replicas: int = 1
+    replicas: Count = 1
     queue: str = "default"
     priority: str = "normal"
     preemptible: bool = True

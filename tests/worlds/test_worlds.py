@@ -10,6 +10,7 @@ import pytest
 from rackscale.control import replay, same
 from rackscale.events import Checkpointed, Decided, Event, GangRunning, Preempt, decode, encode
 from rackscale.fleet.state import FleetState
+from tests.worlds.rerun import rerun
 from tests.worlds.stages import Local, Ray, Stage, Twin
 from tests.worlds.story import Telling, World
 from tests.worlds.tales import WORLDS
@@ -84,3 +85,4 @@ def check_replay(telling: Telling) -> None:
         decisions += 1
     assert decisions == sum(isinstance(event, Decided) for event in telling.events) > 0
     assert again.snapshot() == telling.state.snapshot()
+    assert [encode(event) for event in rerun(recorded)] == [encode(event) for event in telling.events]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from rackscale.cli.output import FAILED, Files, JsonOption, SiteOption, err, fai
 from rackscale.cli.site import Picture, Site, picture
 from rackscale.commands import Cancel, Configure, Deliver, Drain, Reply, Submit, answer, preview
 from rackscale.errors import ControllerError, RackscaleError
-from rackscale.events import Action, Event, Forecast
+from rackscale.events import Action, Event, Forecast, Preempt, Requeue, Restart
 from rackscale.forecast import forecast
 from rackscale.report import tables
 from rackscale.scheduler.explain import Why
@@ -65,6 +66,8 @@ def plan(
     """
     if not files and drain is None:
         raise typer.BadParameter("name at least one file, or a node or domain with --drain")
+    if drain is not None and output is not None:
+        raise typer.BadParameter("a saved plan holds jobs only: drain with `rackscale drain`")
     seen = picture(Site(site), files) if files else _live(site)
     made = make(seen, seen.documents.jobs, drain)
     if output is not None:
@@ -82,6 +85,9 @@ class Made(Struct, frozen=True, kw_only=True):
     live: bool
     actions: tuple[Action, ...]
     forecasts: tuple[Forecast, ...]
+    """Of the jobs in the question."""
+    moved: tuple[Forecast, ...]
+    """Of those that have to leave: when they start again."""
     lost_gpu_h: float
     """At most: work since the victims' last checkpoints."""
     restart_gpu_h: float
@@ -104,12 +110,22 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: str | None = None) -> Made
             events += asked
     actions = preview(state, events)
     reasons = [action.reason for action in actions]
+    movers = {
+        state.gangs[action.gang].job
+        for action in actions
+        if isinstance(action, Preempt | Restart | Requeue) and action.gang in state.gangs
+    }
+    names = [job.name for job in jobs]
+    found = forecast(state, events, names=names, moved=sorted(movers - set(names)), now_s=at_s)
     return Made(
-        at_s=at_s, live=seen.live, actions=actions,
-        forecasts=forecast(state, events, names=[job.name for job in jobs]),
+        at_s=at_s,
+        live=seen.live,
+        actions=actions,
+        forecasts=found[: len(names)],
+        moved=found[len(names) :],
         lost_gpu_h=sum(r.lost_gpu_s for r in reasons) / 3600,
         restart_gpu_h=sum(r.restart_gpu_s for r in reasons) / 3600,
-    )  # fmt: skip
+    )
 
 
 def drawn(made: Made, seen: Picture) -> Stack:
@@ -122,6 +138,8 @@ def drawn(made: Made, seen: Picture) -> Stack:
         parts += [Text(), Text(cost, style="bold")]
     if made.forecasts:
         parts += [Text(), tables.forecasts(made.forecasts, made.at_s)]
+    if made.moved:
+        parts += [Text(), tables.moved(made.moved, made.at_s)]
     if not seen.live:
         parts += [
             Text(),
@@ -180,18 +198,30 @@ def _replan(where: Site, files: list[Path], *, json: bool) -> PlanFile:
         commands.append(Configure(policy=policy, queues=tuple(queues.values())))
     if documents.fleet:
         commands.append(Deliver(domains=documents.fleet))
-    for command in commands:
-        reply = where.ask(command).check()
-        if reply.outcome == "done" and not json:
-            out.print(reply.message)
+    _rehearse_commands(seen, commands, documents.jobs)
+    messages = [where.ask(command).check().message for command in commands]
+    if not documents.jobs:
+        reply = Reply(outcome="done", message="; ".join(messages))
+        show(reply, Text(reply.message), json=json)
+        raise typer.Exit
     if commands:
         seen = picture(where, files)
-    if not documents.jobs:
-        raise typer.Exit
+        if not json:
+            out.print("; ".join(messages), highlight=False)
     made = make(seen, documents.jobs)
     if not json:
         out.print(drawn(made, seen))
     return PlanFile(jobs=documents.jobs, actions=made.actions, forecasts=made.forecasts)
+
+
+def _rehearse_commands(seen: Picture, commands: Sequence[Configure | Deliver], jobs: tuple[Job, ...]) -> None:
+    """Everything in the files, tried on a copy: what would be refused is refused before anything is changed."""
+    fork, at_s = seen.state.fork(), max(time.time(), seen.state.now_s)
+    for command in (*commands, *([Submit(jobs=jobs)] if jobs else [])):
+        events, reply = answer(fork, command, at_s)
+        reply.check()
+        for event in events:
+            fork.fold(event)
 
 
 def _say(reply: Reply) -> None:

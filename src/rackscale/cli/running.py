@@ -22,7 +22,8 @@ from rackscale.workload import Policy
 
 START_S = 120.0
 """How long a controller may take to be ready: Ray's head takes 6 s quiet and 25 s on a busy machine."""
-STOP_S = 120.0
+STOP_S = 60.0
+"""How long a controller may take to end, beyond the grace period of its gangs."""
 
 
 class Engine(StrEnum):
@@ -42,8 +43,13 @@ def bring_up(site: Path, on: Engine, *, address: str | None, repair_s: float) ->
 
 
 def take_down(site: Path, *, stop_gangs: bool) -> None:
-    """Stop the gangs, unless they are to go on, then the controller. Raises ControllerError."""
-    daemon.stop(site, stop_gangs=stop_gangs, timeout_s=STOP_S)
+    """Stop the gangs, unless they are to go on, then the controller. Raises ControllerError.
+
+    Gangs may take their whole grace period.
+    """
+    with Journal.open(location(site)) as journal:
+        graces_s = [job.durability.grace_s for job in journal.load().jobs.values()] if stop_gangs else []
+    daemon.stop(site, stop_gangs=stop_gangs, timeout_s=STOP_S + max(graces_s, default=0.0))
 
 
 def documents_as_commands(documents: spec.Documents) -> list[Command]:

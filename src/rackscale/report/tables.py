@@ -127,6 +127,18 @@ def forecasts(items: tuple[Forecast, ...], now_s: float) -> Table:
     return table
 
 
+def moved(items: tuple[Forecast, ...], now_s: float) -> Table:
+    """When those that have to leave start and work again, counted from now."""
+    table = plain("moves", "starts again in", "works again in")
+    for item in items:
+        again = (
+            "not within the horizon" if at_s is None else words.duration(max(0.0, at_s - now_s))
+            for at_s in (item.start_s, item.running_s)
+        )
+        table.add_row(item.job, *again)
+    return table
+
+
 def audit(rows: tuple[Audit, ...], score: Score) -> Stack:
     """Forecast beside outcome, one line per job."""
     table = plain("job", "outcome", "start", "end", "moved", "lost GPU-h", title="plan -> outcome")

@@ -111,7 +111,7 @@ def svg(events: Iterable[ev.Event], *, width: int = 1100, max_domains: int = 16,
     for spec in domains:
         parts.append(_text(10, y + 11, spec.name))
         for node in range(spec.nodes):
-            parts.append(_rect((LABEL, y, width - LABEL - 20, ROW - 2), "#8883", 0.35))
+            parts.append(_rect((LABEL, y, width - LABEL - 20, ROW - 2), "#dddddd", 0.6))
             for bar in items:
                 if bar.domain == spec.name and bar.node == node:
                     x, w = LABEL + (bar.start_s - start) * scale, (bar.end_s - bar.start_s) * scale

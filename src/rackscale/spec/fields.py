@@ -23,6 +23,7 @@ from rackscale import catalog
 from rackscale.errors import UnknownNameError
 from rackscale.spec.problems import Path, nearest
 from rackscale.spec.rehearsal import Arrivals, Duration
+from rackscale.workload import NAME_RULE
 
 
 class Fault(NamedTuple):
@@ -146,7 +147,6 @@ Clocks = Annotated[
 ]
 """One time, or a list of them."""
 
-NAME_RULE = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$"
 VARIABLE_RULE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 Name = Annotated[str, Field(pattern=NAME_RULE)]

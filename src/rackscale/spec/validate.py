@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from rackscale.spec.fields import NAME_RULE, VARIABLE_RULE, Fault, Strict
+from rackscale.spec.fields import VARIABLE_RULE, Fault, Strict
 from rackscale.spec.jobs import BatchDocument, JobDocument, ServiceDocument, TrainingDocument
 from rackscale.spec.problems import NO_VALUE, Path, Problem, dotted, nearest, shown
 from rackscale.spec.reader import RawDocument
 from rackscale.spec.site import FleetDocument, PolicyDocument, QueueDocument
+from rackscale.workload import NAME_RULE
 
 KINDS: dict[str, type[Strict]] = {
     "Fleet": FleetDocument,
