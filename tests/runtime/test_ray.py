@@ -307,9 +307,8 @@ def test_a_cluster_without_labels_is_refused_with_the_labels_it_needs(
 
 
 def test_nothing_answers_at_a_wrong_address(another: Another, tmp_path: Path) -> None:
-    guest = another(tmp_path, address="127.0.0.9:1")
     with pytest.raises(ExecutorError, match="can't join the Ray cluster at"):
-        guest.until(lambda: False, 60)
+        another(tmp_path, address="127.0.0.9:1")
 
 
 def test_a_dead_head_ends_the_controller_and_the_next_one_starts_over(another: Another, site: Path) -> None:

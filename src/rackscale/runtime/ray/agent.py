@@ -7,6 +7,7 @@ on somewhere, must not train beside its successor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Mapping
@@ -84,4 +85,5 @@ def _end_leftovers(marked: bytes) -> None:
         if process.pid in keep or process.parent in keep or process.zombie:
             continue
         if marked in processes.environ(process.pid):
-            os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)

@@ -186,8 +186,8 @@ class EmulatedCluster(JoinedCluster):
 def _find_gcs(pids: list[int]) -> Claim:
     for pid in pids:
         found = processes.find(pid)
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        if found is not None and name == "gcs_server":
+        comm = Path(f"/proc/{pid}/comm")
+        if found is not None and comm.exists() and comm.read_text().strip() == "gcs_server":
             return Claim(pid=pid, started_ticks=found.started_ticks, boot=processes.boot_id())
     raise ExecutorError("the Ray head died at once")
 

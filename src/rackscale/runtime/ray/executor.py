@@ -27,13 +27,15 @@ class RayExecutor(GangExecutor):
         one here. `repair_s`: seconds until an emulated node can be used again; one of a joined cluster can as soon
         as it is back.
 
-        Returns at once; the cluster is started or joined meanwhile, and `poll` raises ExecutorError if that fails.
+        An emulated cluster is started while the first cycles run, and `poll` raises ExecutorError if that fails; one
+        that can't be joined is told here.
         """
         site = site.resolve()
-        cluster = (
-            EmulatedCluster(site, repair_s=repair_s) if address is None else JoinedCluster(site, address)
-        )
-        self._ray = RayLauncher(cluster)
+        if address is None:
+            self._ray = RayLauncher(EmulatedCluster(site, repair_s=repair_s))
+        else:
+            self._ray = RayLauncher(JoinedCluster(site, address))
+            self._ray.connected()
         super().__init__(self._ray, site, settings=settings)
 
     def shutdown(self) -> None:

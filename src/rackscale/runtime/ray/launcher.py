@@ -90,6 +90,10 @@ class RayLauncher:
         """Whether the last look found no cluster."""
         self._listened_s = time.monotonic()
 
+    def connected(self) -> None:
+        """Wait until we are connected to the cluster. Raises ExecutorError if that fails."""
+        self._connected.result()
+
     def add_domains(self, domains: Sequence[DomainSpec]) -> None:
         self._domains |= {spec.name: spec for spec in domains}
         self._cluster.add_domains(domains)
@@ -181,7 +185,7 @@ class RayLauncher:
         return host
 
     def _bring_up(self, ref: NodeRef) -> Any:
-        self._connected.result()
+        self.connected()
         return self._cluster.hire(ref, self._cluster.bring_up(ref))
 
     def _arrived(self, ref: NodeRef, host: _Host, done: Future[Any]) -> None:
@@ -292,14 +296,14 @@ class RayLauncher:
         error = done.exception()
         if error is None:
             asked[1](done.result())
-        elif isinstance(
-            error, ActorUnavailableError
-        ):  # the connection broke: it answers again, or stays silent
+        elif isinstance(error, ActorUnavailableError):
+            # The connection broke: either the agent answers again, or it is lost for its silence.
             host.pinging = False
             host.again.append(asked)
         elif isinstance(error, RayActorError):
             self._lose(ref, host, "its Ray node died")
-        else:  # the agent itself failed, because it can't read the attempt's folder for example
+        else:
+            # The agent itself failed, because it can't read the attempt's folder for example.
             self._lose(ref, host, str(error).strip().rpartition("\n")[2])
 
     def _ended(self, host: _Host, paths: list[str]) -> None:
