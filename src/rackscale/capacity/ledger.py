@@ -71,56 +71,47 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Lot:
-    """Domains of one cluster, system and price, with the GPUs that no gang uses, by state."""
+    """Domains of one cluster, system and price, with the GPUs that no gang uses, by state.
 
-    __slots__ = (
-        "_since_us",
-        "cluster",
-        "delivered_us",
-        "free",
-        "gpus",
-        "spent",
-        "system",
-        "usd_per_gpu_hour",
-    )
+    The time that `n` GPUs spend in a state is summed without looking at the clock: who enters at `t` owes n x t, who
+    leaves gets it back, and what a state has spent at `T` is its GPUs x T less what they owe.
+    """
 
-    def __init__(self, spec: ev.DomainSpec, now_us: int) -> None:
+    __slots__ = ("_delivered_owe", "_owe", "cluster", "free", "gpus", "system", "usd_per_gpu_hour")
+
+    def __init__(self, spec: ev.DomainSpec) -> None:
         self.cluster, self.system = spec.cluster, spec.system
         price = spec.usd_per_gpu_hour
         self.usd_per_gpu_hour = None if price is None else Decimal(str(price))
-        self.gpus = 0
-        self.delivered_us = 0
-        """GPU-microseconds delivered."""
+        self.gpus = self._delivered_owe = 0
         self.free = [0] * len(FREE)
         """GPUs now, by state of `FREE`."""
-        self.spent = [0] * len(FREE)
-        """GPU-microseconds, by state of `FREE`."""
-        self._since_us = now_us
+        self._owe = [0] * len(FREE)
 
-    def settle(self, now_us: int) -> None:
-        passed_us = now_us - self._since_us
-        if passed_us:
-            self._since_us = now_us
-            self.delivered_us += self.gpus * passed_us
-            for i, gpus in enumerate(self.free):
-                self.spent[i] += gpus * passed_us
+    def deliver(self, gpus: int, now_us: int) -> None:
+        self.gpus += gpus
+        self._delivered_owe += gpus * now_us
+
+    def change(self, state: int, gpus: int, now_us: int) -> None:
+        """More (or fewer) GPUs are in the state of this number from now on."""
+        self.free[state] += gpus
+        self._owe[state] += gpus * now_us
+
+    def delivered_us(self, now_us: int) -> int:
+        """GPU-microseconds delivered until now."""
+        return self.gpus * now_us - self._delivered_owe
+
+    def spent_us(self, state: int, now_us: int) -> int:
+        """GPU-microseconds in the state of this number until now."""
+        return self.free[state] * now_us - self._owe[state]
 
 
 class Domain:
     """One NVLink domain's nodes, as masks."""
 
     __slots__ = (
-        "_counts",
-        "claimed",
-        "drained",
-        "failed",
-        "full",
-        "gpus_per_node",
-        "held",
-        "lot",
-        "spares",
-        "tenants",
-    )
+        "_counts", "claimed", "drained", "failed", "full", "gpus_per_node", "held", "lot", "spares", "tenants"
+    )  # fmt: skip
 
     def __init__(self, spec: ev.DomainSpec, lot: int) -> None:
         self.full = (1 << spec.nodes) - 1
@@ -143,13 +134,10 @@ class Domain:
             (rest ^ usable).bit_count(),
             self.failed.bit_count(),
         )
-        before = self._counts
-        if counts == before:
-            return
-        lot.settle(now_us)
-        gpus, self._counts = lot.free, counts
-        for i in range(len(FREE)):
-            gpus[i] += (counts[i] - before[i]) * self.gpus_per_node
+        for state, (before, after) in enumerate(zip(self._counts, counts, strict=True)):
+            if before != after:
+                lot.change(state, (after - before) * self.gpus_per_node, now_us)
+        self._counts = counts
 
 
 class Ledger:
@@ -165,9 +153,10 @@ class Ledger:
         self._lot_of: dict[tuple[str, str, float | None], int] = {}
         self._domains: list[Domain] = []
         self._index: dict[str, int] = {}
-        self._jobs: dict[str, Job] = {}
-        self._owner: dict[str, Job] = {}
-        """Gang -> its job."""
+        self._payers: dict[str, Account] = {}
+        """Gang that has not ended for good -> who is charged for it."""
+        self._services: dict[str, tuple[str, ...]] = {}
+        """Service -> its gangs; every other job is one gang of its own name."""
         self._attempts: dict[str, Attempt] = {}
         self._claims: dict[str, list[tuple[int, int]]] = {}
         self._why: dict[str, str] = {}
@@ -223,18 +212,20 @@ class Ledger:
 
     def delivered_gpu_us(self, at_s: float | None = None) -> int:
         """Delivered GPUs x time until `at_s` (None: until now), which the rows sum to."""
-        self._settle(at_s)
-        return sum(lot.delivered_us for lot in self.lots)
+        now_us = self._until_us(at_s)
+        return sum(lot.delivered_us(now_us) for lot in self.lots)
 
     def rows(self, at_s: float | None = None) -> tuple[Row, ...]:
         """All GPU-time until `at_s` (None: until now), in a fixed order. Rows without time are left out."""
-        self._settle(at_s)
+        now_us = self._until_us(at_s)
         spent = {account: account.spent.copy() for account in self._accounts.values()}
         for attempt in self._attempts.values():
-            attempt.charge(spent[attempt.account], self.now_us)
+            attempt.charge(spent[attempt.account], now_us)
         nobody = {
-            (at, state, ""): us for at, lot in enumerate(self.lots) for state, us in zip(FREE, lot.spent, strict=True)
-        }  # fmt: skip
+            (at, state, ""): lot.spent_us(number, now_us)
+            for at, lot in enumerate(self.lots)
+            for number, state in enumerate(FREE)
+        }
         rows = [
             self._row(*key, account, gpu_us)
             for account, cells in [*spent.items(), (Account(), nobody)]
@@ -252,12 +243,11 @@ class Ledger:
             usd=None if price is None else price * gpu_us / US_PER_H,
         )  # fmt: skip
 
-    def _settle(self, at_s: float | None) -> None:
+    def _until_us(self, at_s: float | None) -> int:
         if at_s is not None:
             assert microseconds(at_s) >= self.now_us, "the ledger only answers for now and later"
             self.now_us = microseconds(at_s)
-        for lot in self.lots:
-            lot.settle(self.now_us)
+        return self.now_us
 
     # -- people and hardware -----------------------------------------------------------------------------------------
 
@@ -266,10 +256,9 @@ class Ledger:
             key = (spec.cluster, spec.system, spec.usd_per_gpu_hour)
             at = self._lot_of.setdefault(key, len(self.lots))
             if at == len(self.lots):
-                self.lots.append(Lot(spec, self.now_us))
+                self.lots.append(Lot(spec))
             lot, domain = self.lots[at], Domain(spec, at)
-            lot.settle(self.now_us)
-            lot.gpus += spec.nodes * spec.gpus_per_node
+            lot.deliver(spec.nodes * spec.gpus_per_node, self.now_us)
             self._index[spec.name] = len(self._domains)
             self._domains.append(domain)
             domain.recount(lot, self.now_us)
@@ -280,13 +269,17 @@ class Ledger:
         for gang in gangs:
             if gang in self._attempts:
                 return
-        self._jobs[job.name] = job
+        if job.kind == "service":
+            self._services[job.name] = gangs
+        account = self._account(job)
         for gang in gangs:
-            self._owner[gang] = job
+            self._payers[gang] = account
+
+    def _gangs(self, job: str) -> tuple[str, ...]:
+        return self._services.get(job, (job,))
 
     def _cancelled(self, event: ev.Cancelled) -> None:
-        job = self._jobs.get(event.job)
-        for gang in job.gangs() if job else ():
+        for gang in self._gangs(event.job):
             if gang not in self._attempts:
                 self._forget(gang)
 
@@ -344,9 +337,11 @@ class Ledger:
         if attempt is None or attempt.number != event.attempt:
             return
         self._close(event.gang, attempt, event)
-        cause = self._why[event.gang] = attempt.stop_cause or "program-failed"
+        cause = attempt.stop_cause or "program-failed"
         if cause == "cancelled" or (event.outcome == "finished" and attempt.account.kind != "service"):
             self._forget(event.gang)
+        else:
+            self._why[event.gang] = cause
 
     def _decided(self, event: ev.Decided) -> None:
         for action in event.plan.actions:
@@ -358,7 +353,7 @@ class Ledger:
         on = self._masks(action.binding)
         attempt = self._attempts[gang] = Attempt(
             self.now_us, number=action.attempt, cause=self._why.pop(gang, FIRST), on=on, gpus=self._gpus(on),
-            account=self._account(self._owner[gang]),
+            account=self._payers[gang],
         )  # fmt: skip
         for d, mask in attempt.on:
             domain = self._domains[d]
@@ -385,7 +380,7 @@ class Ledger:
         self._drop_claim(action.gang)
 
     def _refuse(self, action: ev.Refuse) -> None:
-        for gang in self._jobs[action.job].gangs():
+        for gang in self._gangs(action.job):
             self._forget(gang)
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -428,9 +423,7 @@ class Ledger:
         """The gang has ended for good."""
         self._drop_claim(gang)
         self._why.pop(gang, None)
-        job = self._owner.pop(gang, None)
-        if job is not None and not any(other in self._owner for other in job.gangs()):
-            del self._jobs[job.name]
+        self._payers.pop(gang, None)
 
 
 def microseconds(at_s: float) -> int:

@@ -74,8 +74,6 @@ class TwinExecutor:
         """Gang -> its run; gangs that have ended for good are gone."""
         self._on: dict[str, dict[str, int]] = {}
         """Domain -> gang -> mask of the nodes it holds."""
-        self._durations: dict[str, float | None] = {}
-        """Job -> its true duration, from its arrival until it is admitted."""
         _Arrivals(self._agenda, inputs, lambda event: event, rank=2)
         _Arrivals(self._agenda, submissions, self._submit, rank=1)
 
@@ -89,8 +87,10 @@ class TwinExecutor:
             down = tuple(node for node in range(spec.nodes) if state.failed[d] >> node & 1)
             if down:
                 self._hardware.found_down(self.now_s, spec, down)
+        for job in state.jobs.values():
+            self._admit(job, job.duration_s)
         for gang in state.gangs.values():
-            run = self._admit(gang.name, state.jobs[gang.job], state.jobs[gang.job].duration_s, gang.kept_s)
+            run = self._runs[gang.name]
             run.resume(gang, self.now_s)
             self._place(run)
 
@@ -152,7 +152,7 @@ class TwinExecutor:
 
     def _submit(self, submission: Submission) -> Submitted:
         """A job arrives; how long it takes is known here and nowhere else."""
-        self._durations[submission.job.name] = submission.duration_s
+        self._admit(submission.job, submission.duration_s)
         return Submitted(at_s=submission.at_s, job=submission.job)
 
     def _notice(self, event: Input) -> None:
@@ -161,10 +161,7 @@ class TwinExecutor:
             case GangEnded():
                 self._ended(self._runs[event.gang], event)
             case Submitted():
-                true_s = self._durations.pop(event.job.name, event.job.duration_s)
-                for gang in event.job.gangs():
-                    if gang not in self._runs:
-                        self._admit(gang, event.job, true_s, 0.0)
+                self._admit(event.job, event.job.duration_s)
             case NodeFailed():
                 mask = -1 if event.nodes is None else mask_of(event.nodes)
                 for gang, held in self._on.get(event.domain, {}).items():
@@ -187,11 +184,12 @@ class TwinExecutor:
         for run in self._runs.values():
             run.cancelled |= run.job == job
 
-    def _admit(self, gang: str, job: Job, true_s: float | None, kept_s: float) -> Run:
-        run = self._runs[gang] = Run(
-            self._agenda, gang=gang, job=job.name, durability=job.durability, true_s=true_s, kept_s=kept_s
-        )
-        return run
+    def _admit(self, job: Job, true_s: float | None) -> None:
+        for gang in job.gangs():
+            if gang not in self._runs:
+                self._runs[gang] = Run(
+                    self._agenda, gang=gang, job=job.name, durability=job.durability, true_s=true_s
+                )
 
     def _drop(self, job: str) -> None:
         """Forget the gangs of a job that wait: they will not start again."""
@@ -200,7 +198,9 @@ class TwinExecutor:
 
     def _place(self, run: Run) -> None:
         for segment in run.binding:
-            on = self._on.setdefault(segment.domain, {})
+            on = self._on.get(segment.domain)
+            if on is None:
+                on = self._on[segment.domain] = {}
             on[run.gang] = on.get(run.gang, 0) | mask_of(segment.nodes)
 
     def _leave_nodes(self, run: Run) -> None:

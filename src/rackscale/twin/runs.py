@@ -38,12 +38,11 @@ class Run:
         job: str,
         durability: Durability,
         true_s: float | None,
-        kept_s: float,
     ) -> None:
         self.gang, self.job, self.durability = gang, job, durability
         self.true_s = inf if true_s is None else true_s
         """Productive seconds it needs in all; infinite: it works until it is stopped."""
-        self.kept_s = kept_s
+        self.kept_s = 0.0
         """Productive seconds that its last checkpoint keeps."""
         self.status = Status.WAITING
         self.attempt = 0
@@ -95,6 +94,7 @@ class Run:
     def resume(self, gang: Gang, now_s: float) -> None:
         """Be where a live gang is now."""
         self.attempt, self.binding, self.status = gang.attempt, gang.binding, gang.status
+        self.kept_s = gang.kept_s
         durability = self.durability
         if gang.status is Status.STARTING:
             assert gang.started_s is not None

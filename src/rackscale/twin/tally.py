@@ -67,8 +67,8 @@ class Tally:
         self._ledger = ledger
         self._next_s = start_s + self.sample_every_s
         self._arrivals: dict[str, Arrival] = {}
-        self._fresh: set[str] = set()
-        """Jobs of which no gang has started."""
+        self._services: set[str] = set()
+        """Services of which no gang has started."""
         self._waits: dict[tuple[str, int], array[float]] = {}
         self._look: dict[type, Callable[[Any], None]] = {
             ev.Submitted: self._submitted, ev.Cancelled: self._cancelled, ev.NodeFailed: self._node_failed,
@@ -113,16 +113,18 @@ class Tally:
     def _submitted(self, event: ev.Submitted) -> None:
         job = event.job
         self.jobs["submitted"] += 1
-        self._fresh.add(job.name)
         arrival = Arrival(event.at_s, job.name, job.priority, bisect_left(SIZES, job.shape.nodes))
-        self._arrivals.update(dict.fromkeys(job.gangs(), arrival))
+        if job.kind == "service":
+            self._services.add(job.name)
+        for gang in job.gangs():
+            self._arrivals[gang] = arrival
 
     def _cancelled(self, event: ev.Cancelled) -> None:
         self.jobs["cancelled"] += 1
         self._forget(event.job)
 
     def _forget(self, job: str) -> None:
-        self._fresh.discard(job)
+        self._services.discard(job)
         for gang in [gang for gang, arrival in self._arrivals.items() if arrival.job == job]:
             del self._arrivals[gang]
 
@@ -155,11 +157,14 @@ class Tally:
         arrival = self._arrivals.pop(gang, None)
         if arrival is None:
             return
-        if arrival.job in self._fresh:
-            self._fresh.remove(arrival.job)
+        if arrival.job == gang or arrival.job in self._services:
+            self._services.discard(arrival.job)
             self.jobs["started"] += 1
         key = (arrival.priority, arrival.size)
-        self._waits.setdefault(key, array("d")).append(now_s - arrival.at_s)
+        waits = self._waits.get(key)
+        if waits is None:
+            waits = self._waits[key] = array("d")
+        waits.append(now_s - arrival.at_s)
 
 
 def quantile(ordered: list[float], share: float) -> float | None:
