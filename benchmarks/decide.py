@@ -38,6 +38,8 @@ from rackscale.workload import Job, Policy, Shape
 SHAPE = Shape(segments=4, nodes_per_segment=16)
 APART = 25
 """Cycles of the twin between two samples."""
+LOAD = 1.0
+"""As much work as the fleet can give: somebody always waits, so that no four domains are free for long."""
 CASES = ("fits", "waits", "clears", "denied")
 
 
@@ -170,9 +172,7 @@ def main() -> None:
     )
     parser.add_argument("--hours", type=float, default=8.0, help="simulated hours before the first sample")
     parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument(
-        "--load", type=float, default=mix.LOAD, help="work asked for, of what the fleet can give"
-    )
+    parser.add_argument("--load", type=float, default=LOAD, help="work asked for, of what the fleet can give")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
