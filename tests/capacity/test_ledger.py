@@ -13,7 +13,9 @@ from msgspec import structs
 from rackscale.capacity.ledger import FREE, Ledger, microseconds
 from rackscale.events import (
     Action,
+    Cancelled,
     Checkpointed,
+    Claim,
     Decided,
     Delivered,
     DomainSpec,
@@ -203,6 +205,30 @@ def test_leaving_without_a_checkpoint_loses_the_work_since_the_last() -> None:
     found = charged(ledger, 90.0)
     assert found["lost", "drained"] == 50 * 4
     assert found["leaving", "drained"] == 30 * 4
+
+
+def test_a_node_that_fails_under_a_leaving_gang_is_unhealthy_and_no_longer_leaving() -> None:
+    ledger = Ledger()
+    start(ledger)
+    decide(ledger, 60.0, Preempt(gang="j", attempt=1, grace_s=30.0, reason=Reason(code="drain")))
+    ledger(NodeFailed(at_s=70.0, domain="d", nodes=(1,)))
+    ledger(GangEnded(at_s=90.0, gang="j", attempt=1, outcome="left"))
+    found = charged(ledger, 90.0)
+    assert found["leaving", "drained"] == 10 * 4 + 20 * 2
+    assert found["unhealthy", ""] == 20 * 2
+    assert sum(found.values()) == 90 * 8
+
+
+def test_nodes_claimed_for_a_gang_that_is_cancelled_are_idle_again() -> None:
+    ledger = Ledger()
+    start(ledger)
+    ledger(Submitted(at_s=20.0, job=Job(name="vip", kind="training", shape=Shape(nodes_per_segment=3))))
+    binding = (Segment(domain="d", nodes=(1, 2, 3)),)
+    decide(ledger, 20.0, Claim(gang="vip", binding=binding, reason=Reason(code="cleared-domain")))
+    ledger(Cancelled(at_s=50.0, job="vip"))
+    found = charged(ledger, 100.0)
+    assert found["claimed", ""] == 30 * 2 * 2
+    assert found["idle", ""] == found["spare", ""] == (20 + 50) * 2
 
 
 def test_events_of_an_attempt_that_is_over_count_for_nothing() -> None:

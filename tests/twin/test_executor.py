@@ -21,7 +21,6 @@ from rackscale.events import (
     Restart,
     Stop,
 )
-from rackscale.fleet.gangs import Status
 from rackscale.spec import Submission
 from rackscale.workload import Durability, Job, JobKind, Policy, Shape
 from tests.twin.story import Run, Story
@@ -198,10 +197,19 @@ def test_a_longer_truth_than_the_estimate_is_known_to_the_twin_alone() -> None:
     assert seen(run, "a")[-1] == (750.0, "finished", 1)
 
 
-@pytest.mark.parametrize("status", [Status.STARTING, Status.RUNNING])
-def test_two_gangs_on_one_domain_are_hit_only_by_their_own_nodes(status: Status) -> None:
-    at_s = 20.0 if status is Status.STARTING else 500.0
+@pytest.mark.parametrize("at_s", [20.0, 500.0], ids=["starting", "running"])
+def test_two_gangs_on_one_domain_are_hit_only_by_their_own_nodes(at_s: float) -> None:
     jobs = (0.0, job("a", nodes=1)), (0.0, job("b", nodes=1))
-    run = play(*jobs, inputs=[NodeFailed(at_s=at_s, domain=RACK.name, nodes=(1,))], until_s=at_s)
+    run = play(*jobs, inputs=[NodeFailed(at_s=at_s, domain=RACK.name, nodes=(1,))])
     assert actions(run, Restart) == [(at_s, "b")]
-    assert run.state.gangs["a"].status is status
+    assert seen(run, "a")[-1] == (1050.0, "finished", 1)
+    assert seen(run, "b")[-1][0] > 1050.0
+
+
+@pytest.mark.parametrize("at_s", [400.0, 510.0], ids=["running", "leaving"])
+def test_a_cancelled_job_that_is_submitted_again_begins_again(at_s: float) -> None:
+    """What its checkpoints kept went with it, also when it was on its way out for somebody else."""
+    vip = job("vip", priority="high", duration_s=100.0)
+    again = (2000.0, job("a"))
+    run = play((0.0, job("a")), (500.0, vip), again, inputs=[Cancelled(at_s=at_s, job="a")])
+    assert seen(run, "a")[-1][0] == 2000.0 + 50.0 + 1000.0

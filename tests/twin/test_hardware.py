@@ -8,6 +8,8 @@ from msgspec import structs
 from rackscale.events import Delivered, DomainSpec, Input, NodeFailed, NodeRepaired
 from rackscale.spec import Duration, Failures
 from rackscale.twin import TwinExecutor
+from rackscale.twin.agenda import Agenda
+from rackscale.twin.hardware import Hardware
 
 HOUR_S = 3600.0
 FAILURES = Failures(per_gpu_hour=1e-3, domain_share=0.1)
@@ -69,6 +71,23 @@ def test_the_first_failure_of_a_delivery_is_not_drawn_anew_by_the_next() -> None
     at_once = events()
     split = [Delivered(at_s=0.0, domains=domains(2, first=2 * i)) for i in range(10)]
     assert events(FAILURES, *split) == at_once
+
+
+def test_a_delivery_of_nothing_changes_nothing() -> None:
+    empty = [Delivered(at_s=hours * HOUR_S, domains=()) for hours in (1.0, 2.0, 77.0)]
+    found = events(FAILURES, Delivered(at_s=0.0, domains=domains(20)), *empty)
+    assert [event.at_s for event in found] == pytest.approx([event.at_s for event in events()])
+
+
+def test_a_short_repair_of_the_domain_does_not_mend_a_node_that_takes_longer() -> None:
+    agenda = Agenda()
+    hardware = Hardware(agenda, FAILURES, seed=1)
+    (spec,) = domains(1)
+    assert hardware.fail(0.0, spec, [3], 10 * HOUR_S)
+    assert hardware.fail(HOUR_S, spec, range(18), 2 * HOUR_S)
+    assert not hardware.fail(2 * HOUR_S, spec, [5], 99 * HOUR_S)
+    assert hardware.due(3 * HOUR_S, spec) == tuple(node for node in range(18) if node != 3)
+    assert hardware.due(10 * HOUR_S, spec) == tuple(range(18))
 
 
 def test_causes_have_streams_of_their_own() -> None:
