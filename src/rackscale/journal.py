@@ -188,6 +188,8 @@ class Journal:
             if damaged:
                 raise self._damaged(str(error)) from error
             raise JournalError(f"{self.path} can't be used: {error}") from error
+        except UnicodeDecodeError as error:  # in SQLite's own message about a damaged schema
+            raise self._damaged("its schema can't be read") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -219,7 +221,7 @@ class Journal:
         seq, crc, size = self.seq, self._crc, 0
         for event in events:
             payload = encode(event)
-            seq, crc, size = seq + 1, zlib.crc32(payload, crc), size + len(payload)
+            seq, crc, size = seq + 1, checksum(payload, crc), size + len(payload)
             rows.append((seq, event.at_s, type(event).__name__, payload.decode(), crc))
         now_s = time.time()
         answers = [(encode_json(reply), now_s, number) for number, reply in (replies or {}).items()]
@@ -230,7 +232,10 @@ class Journal:
         self._tail_bytes += size
 
     def events(self, after_seq: int = 0) -> Iterator[Event]:
-        """Events from number `after_seq` + 1 on; numbers have no gaps. Raises JournalError on damage."""
+        """Events from number `after_seq` + 1 to the last there is now; numbers have no gaps.
+
+        Raises JournalError on damage.
+        """
         return (self._decode(payload) for payload in self._payloads(after_seq))
 
     def follow(self, after_seq: int = 0, *, every_s: float = 0.1) -> Iterator[list[Event]]:
@@ -253,12 +258,16 @@ class Journal:
             if not anchor:
                 raise self._damaged(f"event {after_seq} is missing")
             crc = anchor[0][0]
-        query = "SELECT seq, crc, payload FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-        while rows := self._rows(query, seq, PAGE):
+        last = self._rows("SELECT max(rowid) FROM events")[0][0] or 0
+        query = "SELECT seq, crc, payload FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+        while seq < last:
+            rows = self._rows(query, seq, last, PAGE)
+            if not rows:
+                raise self._damaged(f"event {seq + 1} is missing")
             for found, expected, payload in rows:
                 if found != seq + 1:
                     raise self._damaged(f"event {seq + 1} is missing")
-                seq, crc = found, zlib.crc32(payload, crc)
+                seq, crc = found, checksum(payload, crc)
                 if crc != expected:
                     raise self._damaged(f"event {seq} is not what was written")
                 yield payload
@@ -278,7 +287,7 @@ class Journal:
         """The state after the last event, as the writer has it. Raises JournalError on damage."""
         state, seq, tail_bytes = FleetState(), 0, 0
         for found, payload, crc in self._rows("SELECT seq, payload, crc FROM snapshots"):
-            if zlib.crc32(payload) != crc:
+            if crc != checksum(payload, found):
                 raise self._damaged(f"the snapshot after event {found} is not what was written")
             try:
                 state = FleetState.restore(payload)
@@ -304,7 +313,8 @@ class Journal:
         with self._transaction():
             self._db.execute("DELETE FROM snapshots")
             self._db.execute(
-                "INSERT INTO snapshots VALUES (?, ?, ?)", (self.seq, payload.decode(), zlib.crc32(payload))
+                "INSERT INTO snapshots VALUES (?, ?, ?)",
+                (self.seq, payload.decode(), checksum(payload, self.seq)),
             )
         self._snapshot_size, self._tail_bytes = len(payload), 0
         return True
@@ -389,6 +399,13 @@ class Journal:
             return _lock_file(self.path).stat().st_mtime
         except FileNotFoundError:
             return None
+
+
+def checksum(payload: object, begin: object) -> int:
+    """CRC-32 going on from `begin`; -1, which no checksum is, for what damage made something else than bytes."""
+    if not isinstance(payload, bytes) or not isinstance(begin, int):
+        return -1
+    return zlib.crc32(payload, begin)
 
 
 def encode_json(value: Command | Reply) -> str:
