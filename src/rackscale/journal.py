@@ -35,7 +35,8 @@ APPLICATION_ID = 0x5241434B
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE events (
-        seq INTEGER PRIMARY KEY, at_s REAL NOT NULL, kind TEXT NOT NULL, payload TEXT NOT NULL, crc INTEGER NOT NULL);
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, at_s REAL NOT NULL, kind TEXT NOT NULL, payload TEXT NOT NULL,
+        crc INTEGER NOT NULL);
     CREATE TABLE snapshots (seq INTEGER PRIMARY KEY, payload TEXT NOT NULL, crc INTEGER NOT NULL);
     CREATE TABLE inbox (
         id INTEGER PRIMARY KEY AUTOINCREMENT, at_s REAL NOT NULL, payload TEXT NOT NULL, reply TEXT, answered_s REAL);
@@ -46,6 +47,11 @@ MIGRATIONS: tuple[str, ...] = (
 )
 """Statements that bring a file from schema i to i + 1. The file's `user_version` is its schema."""
 
+LAST = """
+    SELECT max(coalesce((SELECT max(rowid) FROM events), 0),
+               coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0))
+"""
+"""Number of the last event. SQLite keeps it beside the table too, so that a lost end is seen."""
 PAGE = 4096
 """Rows read at once: a reader that dawdles must not hold a read transaction open."""
 SNAPSHOT_BYTES = 1 << 20
@@ -258,7 +264,7 @@ class Journal:
             if not anchor:
                 raise self._damaged(f"event {after_seq} is missing")
             crc = anchor[0][0]
-        last = self._rows("SELECT max(rowid) FROM events")[0][0] or 0
+        (last,) = self._rows(LAST)[0]
         query = "SELECT seq, crc, payload FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
         while seq < last:
             rows = self._rows(query, seq, last, PAGE)
