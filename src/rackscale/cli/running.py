@@ -17,7 +17,7 @@ from rackscale.cli.output import report
 from rackscale.commands import Command, Configure, Deliver
 from rackscale.control import Executor
 from rackscale.errors import ExecutorError, RackscaleError
-from rackscale.journal import Journal, location
+from rackscale.journal import Journal, location, writer
 from rackscale.workload import Policy
 
 START_S = 120.0
@@ -47,8 +47,10 @@ def take_down(site: Path, *, stop_gangs: bool) -> None:
 
     Gangs may take their whole grace period.
     """
-    with Journal.open(location(site)) as journal:
-        graces_s = [job.durability.grace_s for job in journal.load().jobs.values()] if stop_gangs else []
+    graces_s: list[float] = []
+    if stop_gangs and writer(location(site)) is not None:
+        with Journal.open(location(site)) as journal:
+            graces_s = [job.durability.grace_s for job in journal.load().jobs.values()]
     daemon.stop(site, stop_gangs=stop_gangs, timeout_s=STOP_S + max(graces_s, default=0.0))
 
 
