@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Literal, Self
@@ -259,9 +260,10 @@ def start(site: Path, argv: Sequence[str], *, timeout_s: float = 60.0) -> Standi
             ended, _ = os.waitpid(pid, os.WNOHANG)
             if ended:
                 raise ControllerError("the controller did not start:\n" + _tail(log, begin))
-            found = standing(site)
-            if found is not None and found.alive and found.phase == "ready":
-                return found
+            with suppress(JournalError):  # the new process opens it too, and ends with the reason in its log
+                found = standing(site)
+                if found is not None and found.alive and found.phase == "ready":
+                    return found
             time.sleep(WAIT_S)
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)  # it has a session of its own, so Ctrl-C did not reach it

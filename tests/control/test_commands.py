@@ -34,7 +34,6 @@ from rackscale.events import (
     Event,
     Forecast,
     Input,
-    NodeFailed,
     NodeRepaired,
     Preempt,
     Start,
@@ -203,7 +202,7 @@ class _Desk:
 class _Nothing:
     def recover(self, state: FleetState) -> None: ...
     def apply(self, plan: object) -> None: ...
-    def poll(self, deadline_s: float | None) -> list[Input]:
+    def poll(self, _deadline_s: float | None) -> list[Input]:
         return []
 
     def close(self) -> None: ...
