@@ -2,7 +2,9 @@
 
     S gang attempt end_s domain:node ...    started; it ends by itself at end_s
     E gang attempt outcome                  ended
+    X reason                                a law was broken
 
+The file, not the journal, is what a test believes. When the controller ends in peace, its state is left beside it.
 Run as a program it is the real controller process on this executor: `python -m tests.laws.mayfly SITE SEED`.
 """
 
@@ -46,6 +48,7 @@ class Mayfly:
 
     def __init__(self, world: Path, seed: int) -> None:
         self._random = random.Random(seed)
+        self._world = world
         self._file = os.open(world, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._alive: dict[tuple[str, int], float] = {}
         """(gang, attempt) -> when it ends by itself."""
@@ -56,6 +59,7 @@ class Mayfly:
         self._repairs: dict[tuple[str, int], float] = {}
         self._again: list[Input] = []
         self._state = FleetState()
+        self._mend()
         for line in world.read_text().splitlines():
             kind, gang, attempt, *rest = line.split()
             key = (gang, int(attempt))
@@ -66,12 +70,17 @@ class Mayfly:
                 self._alive.pop(key, None)
                 self._ended[key] = rest[0]
 
+    def _mend(self) -> None:
+        """Drop a line that a kill cut short: what it says did not happen."""
+        text = self._world.read_bytes()
+        os.ftruncate(self._file, text.rfind(b"\n") + 1)
+
     def _say(self, *words: object) -> None:
         os.write(self._file, (" ".join(map(str, words)) + "\n").encode())
 
     def _start(self, gang: str, attempt: int, binding: Binding) -> None:
         if (gang, attempt) in self._started:
-            return
+            self._say("X", f"{gang} attempt {attempt} started twice")
         for key in [key for key in self._alive if key[0] == gang]:  # what a restart leaves behind
             self._end(key, "superseded")
         end_s = time.time() + self._random.uniform(*LIFE_S)
@@ -105,6 +114,9 @@ class Mayfly:
             else:
                 self._tell.append(key)
         for key in [key for key in self._alive if key not in known]:
+            gang_now = state.gangs.get(key[0])
+            if gang_now is None or gang_now.attempt <= key[1]:
+                self._say("X", f"{key[0]} attempt {key[1]} runs and the journal does not know")
             self._end(key, "superseded")
         for d, spec in enumerate(state.domains):
             for node in range(spec.nodes):
@@ -136,6 +148,7 @@ class Mayfly:
         return events or [Ticked(at_s=now_s)]
 
     def close(self) -> None:
+        self._world.with_name("live.json").write_bytes(self._state.snapshot())
         os.close(self._file)
 
     def _events(self, key: tuple[str, int], outcome: str) -> Iterator[Input]:
