@@ -247,6 +247,8 @@ class Fleet(RuleBasedStateMachine):
     @rule(data=st.data())
     def what_was_previewed_is_decided(self, data: st.DataObject) -> None:
         self.happen()  # what waits to happen would come in between
+        while self.state.wake_at_s is not None and self.state.wake_at_s <= self.now_s:
+            self.happen()  # and so would a decision that is due by now, such as a broken claim made again
         new = tuple(event.job for event in self.new_jobs(data))
         events, would = answer(self.state, Submit(jobs=new), self.now_s)
         expected = preview(self.state, events)
