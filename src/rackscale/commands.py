@@ -26,6 +26,8 @@ from rackscale.events import (
     Drained,
     Event,
     Forecast,
+    Hold,
+    Move,
     NodeRepaired,
     Preempt,
     Refuse,
@@ -33,6 +35,7 @@ from rackscale.events import (
     Start,
     Submitted,
     Undrained,
+    subject,
 )
 from rackscale.fleet.occupancy import mask_of
 from rackscale.fleet.state import FleetState
@@ -231,19 +234,19 @@ def concerning(actions: Sequence[Action], jobs: Sequence[Job]) -> tuple[Action, 
     return tuple(
         action
         for action in actions
-        if (action.job in names if isinstance(action, Refuse) else action.gang in gangs)
+        if subject(action) in (names if isinstance(action, Refuse) else gangs)
         or action.reason.for_gang in gangs
     )
 
 
 def _essence(action: Action) -> tuple[str, str, tuple[tuple[str, tuple[int, ...]], ...], str]:
     """What must not change between plan and deed: costs and attempts may."""
-    where = action.binding if isinstance(action, Start | Restart | Claim) else ()
+    where = action.binding if isinstance(action, Start | Restart | Claim | Move | Hold) else ()
     return (
         type(action).__name__,
-        action.job if isinstance(action, Refuse) else action.gang,
+        subject(action),
         tuple((segment.domain, segment.nodes) for segment in where),
-        (action.reason.for_gang or "") if isinstance(action, Preempt) else "",
+        (action.reason.for_gang or "") if isinstance(action, Preempt | Move) else "",
     )
 
 

@@ -4,9 +4,11 @@ The fleet's state is the fold of these records (`rackscale.fleet.state`), the jo
 tuple of actions inside one `Decided`. Times are seconds since the epoch (or since the start of a rehearsal) on the
 event itself: nothing that folds or decides reads a clock.
 
-    inputs     Delivered Configured Submitted Cancelled Drained Undrained        from people
+    inputs     Announced Delivered Extended Configured Submitted Cancelled      from people
+               Drained Undrained Planned Unplanned Booked Unbooked
                NodeFailed NodeRepaired GangRunning Checkpointed Progressed GangEnded Ticked    from executors
-    decisions  Decided(actions: Start Restart Preempt Stop Requeue Claim Unclaim Refuse)
+    decisions  Decided(actions: Start Restart Preempt Move Stop Requeue Claim Unclaim Refuse
+                                Reserve Unreserve Hold Free Close Open)
     notes      Forecast                                                          kept for `audit`, decides nothing
 """
 
@@ -17,7 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from rackscale.workload import Job, Policy, Queue
+from rackscale.workload import Booking, Job, Maintenance, Policy, Queue
 
 
 class Segment(Struct, frozen=True, kw_only=True, array_like=True):
@@ -25,6 +27,13 @@ class Segment(Struct, frozen=True, kw_only=True, array_like=True):
 
     domain: str
     nodes: tuple[int, ...]
+    spares: tuple[int, ...] = ()
+    """Nodes that the gang holds idle beside them."""
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """All nodes that the segment takes."""
+        return self.nodes + self.spares
 
 
 Binding = tuple[Segment, ...]
@@ -40,9 +49,15 @@ class DomainSpec(Struct, frozen=True, kw_only=True):
     gpus_per_node: int
     cluster: str
     region: str = ""
+    building: str = ""
+    spine: str = ""
+    leaf: str = ""
+    """Where it hangs on the fabric, as far as that is known. What is not known counts as the same for the cluster."""
     spares: int = 0
     """Nodes kept free for repairs of running gangs."""
     usd_per_gpu_hour: float | None = None
+    expires_s: float | None = None
+    """When the capacity goes back; None: it stays."""
 
 
 Cause = Literal[
@@ -65,6 +80,12 @@ class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     penalty_gpu_s: float = 0.0
     free_nodes_left: int | None = None
     """Free nodes that remain in the domains used."""
+    start_s: float | None = None
+    """When what is reserved is expected to be free."""
+    window: str | None = None
+    """The maintenance or booking that it is about."""
+    gain_gpu_s: float = 0.0
+    """What a move is expected to save, GPU-seconds of waiting."""
 
 
 REASONS = {
@@ -72,8 +93,20 @@ REASONS = {
     "claim-complete": "the nodes cleared for this gang are free",
     "spare": "a failed node was replaced by a free node of the same domain",
     "moved-segment": "no free node was left in the domain, so the segment moved to another domain",
+    "own-spare": "a failed node was replaced by a spare of the gang's own",
     "preempted-for": "its nodes are cleared for a gang of higher priority; this set of victims loses the least",
+    "reclaimed-for": "it runs on nodes that its queue borrowed, and whose queue is owed them wants them back",
+    "shrunk-for": "some of its nodes are cleared for another gang; it goes on with the rest",
+    "grown": "it goes on with more nodes, since nobody waits for them",
+    "moved-for": "it moves, so that a whole domain opens for a gang that waits",
     "drain": "its nodes are being drained",
+    "maintenance": "its nodes go into maintenance",
+    "expired": "the capacity goes back",
+    "lemon": "the node failed too often",
+    "booking-over": "the booking that it ran in is over",
+    "booked": "its nodes are kept for a booking",
+    "reserved": "nobody behind it may delay its start",
+    "no-longer-reserved": "it started, ended, or fell behind in the order",
     "no-replacement": "a node failed and no replacement fits anywhere",
     "cleared-domain": "nodes are held for this gang while victims leave",
     "claim-broken": "a claimed node is no longer usable",
@@ -92,6 +125,8 @@ class Start(Struct, frozen=True, kw_only=True, tag=True):
     attempt: int
     binding: Binding
     reason: Reason
+    choice: int = 0
+    """Which of the job's `choices` it runs in."""
 
 
 class Restart(Struct, frozen=True, kw_only=True, tag=True):
@@ -101,6 +136,7 @@ class Restart(Struct, frozen=True, kw_only=True, tag=True):
     attempt: int
     binding: Binding
     reason: Reason
+    choice: int = 0
 
 
 class Preempt(Struct, frozen=True, kw_only=True, tag=True):
@@ -110,6 +146,20 @@ class Preempt(Struct, frozen=True, kw_only=True, tag=True):
     attempt: int
     grace_s: float
     reason: Reason
+
+
+class Move(Struct, frozen=True, kw_only=True, tag=True):
+    """Ask the gang to checkpoint and leave within `grace_s`; it goes on at once on `binding`, which is held for it.
+
+    The binding may share nodes with the present one: so a gang shrinks, grows, or makes way.
+    """
+
+    gang: str
+    attempt: int
+    grace_s: float
+    binding: Binding
+    reason: Reason
+    choice: int = 0
 
 
 class Stop(Struct, frozen=True, kw_only=True, tag=True):
@@ -135,6 +185,7 @@ class Claim(Struct, frozen=True, kw_only=True, tag=True):
     gang: str
     binding: Binding
     reason: Reason
+    choice: int = 0
 
 
 class Unclaim(Struct, frozen=True, kw_only=True, tag=True):
@@ -149,7 +200,69 @@ class Refuse(Struct, frozen=True, kw_only=True, tag=True):
     reason: Reason
 
 
-Action = Start | Restart | Preempt | Stop | Requeue | Claim | Unclaim | Refuse
+class Reserve(Struct, frozen=True, kw_only=True, tag=True):
+    """Promise a waiting gang that nobody behind it delays its start at `start_s`. A later one replaces it."""
+
+    gang: str
+    start_s: float
+    domains: tuple[str, ...]
+    """Where, by segment. It may start elsewhere, and earlier."""
+    reason: Reason
+    choice: int = 0
+
+
+class Unreserve(Struct, frozen=True, kw_only=True, tag=True):
+    gang: str
+    reason: Reason
+
+
+class Hold(Struct, frozen=True, kw_only=True, tag=True):
+    """A booking begins: these nodes are kept for its jobs."""
+
+    booking: str
+    binding: Binding
+    reason: Reason
+
+
+class Free(Struct, frozen=True, kw_only=True, tag=True):
+    """A booking is over."""
+
+    booking: str
+    reason: Reason
+
+
+class Close(Struct, frozen=True, kw_only=True, tag=True):
+    """Take nodes out of use: maintenance begins, capacity expires, a node is a lemon. None: the whole domain."""
+
+    domain: str
+    nodes: tuple[int, ...] | None
+    reason: Reason
+
+
+class Open(Struct, frozen=True, kw_only=True, tag=True):
+    """Maintenance is over."""
+
+    domain: str
+    nodes: tuple[int, ...] | None
+    reason: Reason
+
+
+Action = (
+    Start | Restart | Preempt | Move | Stop | Requeue | Claim | Unclaim | Refuse
+    | Reserve | Unreserve | Hold | Free | Close | Open
+)  # fmt: skip
+
+
+def subject(action: Action) -> str:
+    """What the action is about: a gang, a job, a booking or a domain, by name."""
+    match action:
+        case Refuse():
+            return action.job
+        case Hold() | Free():
+            return action.booking
+        case Close() | Open():
+            return action.domain
+    return action.gang
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -163,11 +276,27 @@ class Plan(Struct, frozen=True, kw_only=True):
 # -- inputs ----------------------------------------------------------------------------------------------------------
 
 
+class Announced(Struct, frozen=True, kw_only=True, tag=True):
+    """NVLink domains that are contracted and expected at `ready_s`. Announced again, they are late (or early)."""
+
+    at_s: float
+    ready_s: float
+    domains: tuple[DomainSpec, ...]
+
+
 class Delivered(Struct, frozen=True, kw_only=True, tag=True):
     """NVLink domains join the fleet, healthy and empty."""
 
     at_s: float
     domains: tuple[DomainSpec, ...]
+
+
+class Extended(Struct, frozen=True, kw_only=True, tag=True):
+    """The capacity of these domains goes back at another time than was said; None: it stays."""
+
+    at_s: float
+    domains: tuple[str, ...]
+    expires_s: float | None
 
 
 class Configured(Struct, frozen=True, kw_only=True, tag=True):
@@ -194,12 +323,38 @@ class Drained(Struct, frozen=True, kw_only=True, tag=True):
     at_s: float
     domain: str
     nodes: tuple[int, ...] | None = None
+    deadline_s: float | None = None
+    """What runs there may go on, but must have left by then; None: it leaves at once."""
 
 
 class Undrained(Struct, frozen=True, kw_only=True, tag=True):
     at_s: float
     domain: str
     nodes: tuple[int, ...] | None = None
+
+
+class Planned(Struct, frozen=True, kw_only=True, tag=True):
+    at_s: float
+    maintenance: Maintenance
+
+
+class Unplanned(Struct, frozen=True, kw_only=True, tag=True):
+    """The maintenance is called off, or over before its time."""
+
+    at_s: float
+    maintenance: str
+
+
+class Booked(Struct, frozen=True, kw_only=True, tag=True):
+    at_s: float
+    booking: Booking
+
+
+class Unbooked(Struct, frozen=True, kw_only=True, tag=True):
+    """The booking is called off, or over before its time."""
+
+    at_s: float
+    booking: str
 
 
 class NodeFailed(Struct, frozen=True, kw_only=True, tag=True):
@@ -209,6 +364,8 @@ class NodeFailed(Struct, frozen=True, kw_only=True, tag=True):
     domain: str
     nodes: tuple[int, ...] | None = None
     cause: str = "unknown"
+    repair_s: float | None = None
+    """How long the repair is expected to take; None: as the policy says."""
 
 
 class NodeRepaired(Struct, frozen=True, kw_only=True, tag=True):
@@ -225,6 +382,8 @@ class GangRunning(Struct, frozen=True, kw_only=True, tag=True):
     attempt: int
     step: int | None = None
     url: str | None = None
+    saves_every_s: float | None = None
+    """From now on it writes a whole checkpoint so often, and no event says so each time; None: each is reported."""
 
 
 class Checkpointed(Struct, frozen=True, kw_only=True, tag=True):
@@ -288,12 +447,14 @@ class Forecast(Struct, frozen=True, kw_only=True, tag=True):
 
 
 Input = (
-    Delivered | Configured | Submitted | Cancelled | Drained | Undrained | NodeFailed | NodeRepaired
-    | GangRunning | Checkpointed | Progressed | GangEnded | Ticked
+    Announced | Delivered | Extended | Configured | Submitted | Cancelled | Drained | Undrained
+    | Planned | Unplanned | Booked | Unbooked
+    | NodeFailed | NodeRepaired | GangRunning | Checkpointed | Progressed | GangEnded | Ticked
 )  # fmt: skip
 Event = (
-    Delivered | Configured | Submitted | Cancelled | Drained | Undrained | NodeFailed | NodeRepaired
-    | GangRunning | Checkpointed | Progressed | GangEnded | Ticked | Decided | Forecast
+    Announced | Delivered | Extended | Configured | Submitted | Cancelled | Drained | Undrained
+    | Planned | Unplanned | Booked | Unbooked
+    | NodeFailed | NodeRepaired | GangRunning | Checkpointed | Progressed | GangEnded | Ticked | Decided | Forecast
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

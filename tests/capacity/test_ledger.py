@@ -91,7 +91,7 @@ def test_the_states_sum_to_what_was_delivered_at_every_instant(story: Story) -> 
         spec.nodes * spec.gpus_per_node * microseconds(END_S - at_s)
         for at_s, specs in [
             (0.0, story.fleet),
-            *((e.at_s, e.domains) for e in story.inputs if hasattr(e, "domains")),
+            *((e.at_s, e.domains) for e in story.inputs if isinstance(e, Delivered)),
         ]
         for spec in specs
     )

@@ -19,9 +19,10 @@ from rackscale.events import (
     DomainSpec,
     Event,
     GangEnded,
-    Refuse,
+    Move,
     Restart,
     Start,
+    subject,
 )
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
@@ -209,9 +210,8 @@ def check_laws(state: FleetState) -> None:
 
 def told(action: Action) -> str:
     """An action without its numbers."""
-    who = action.job if isinstance(action, Refuse) else action.gang
-    words = [type(action).__name__.lower(), who]
-    if isinstance(action, Start | Restart | Claim):
+    words = [type(action).__name__.lower(), subject(action)]
+    if isinstance(action, Start | Restart | Claim | Move):
         words += ["on", _places(action.binding)]
     if action.reason.for_gang is not None:
         words += ["for", action.reason.for_gang]

@@ -60,12 +60,36 @@ def action(it: Action) -> tuple[str, str, str]:
             return "STOP", it.gang, f"within {duration(it.grace_s)} ({_why(it.reason)})"
         case ev.Requeue():
             return "REQUEUE", it.gang, f"at the front ({_why(it.reason)}){_price(it.reason)}"
+        case ev.Refuse():
+            return "REFUSE", it.job, _why(it.reason)
+        case _:
+            return _about_room(it)
+
+
+def _about_room(it: Action) -> tuple[str, str, str]:
+    """(verb, subject, sentence) for what keeps, frees or takes away nodes."""
+    match it:
         case ev.Claim():
             return "CLEAR", it.gang, f"{place(it.binding)} is held for it while victims leave"
         case ev.Unclaim():
             return "UNCLAIM", it.gang, _why(it.reason)
-        case ev.Refuse():
-            return "REFUSE", it.job, _why(it.reason)
+        case ev.Move():
+            sentence = f"within {duration(it.grace_s)}, to {place(it.binding)} ({_why(it.reason)})"
+            return "MOVE", it.gang, sentence + _price(it.reason)
+        case ev.Reserve():
+            return "RESERVE", it.gang, f"{', '.join(dict.fromkeys(it.domains))} ({_why(it.reason)})"
+        case ev.Unreserve():
+            return "UNRESERVE", it.gang, _why(it.reason)
+        case ev.Hold():
+            return "HOLD", it.booking, f"{place(it.binding)} ({_why(it.reason)})"
+        case ev.Free():
+            return "FREE", it.booking, _why(it.reason)
+        case ev.Close() | ev.Open():
+            verb = "CLOSE" if isinstance(it, ev.Close) else "OPEN"
+            nodes = "all nodes" if it.nodes is None else _ranges(it.nodes)
+            return verb, it.domain, f"{nodes} ({_why(it.reason)})"
+        case _:
+            raise AssertionError(f"no words for {it}")
 
 
 def _why(reason: Reason) -> str:
