@@ -229,7 +229,7 @@ class Cycle:
         """Start or refuse the gang; False if it has to wait."""
         state = self.state
         job = state.jobs[gang.job]
-        found = place(state, job)
+        found = place(state, job.choices[0], job)
         if found is not None:
             reason = Reason(code="fits", free_nodes_left=found.free_nodes_left)
             self._start(gang, bind(state, found, job.shape), reason)
