@@ -29,7 +29,7 @@ from rackscale.events import (
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 from rackscale.scheduler.fit import place
-from rackscale.workload import Durability, Job, Policy, Shape
+from rackscale.workload import Durability, Job, Offer, Policy, Shape
 
 NOW_S = 10_000.0
 MIN_RUNTIME_S = 500.0
@@ -92,7 +92,7 @@ def test_placement_against_every_allotment(
         for cluster in clusters(state)
     ]
     ways = [(room, way) for room in rooms for way in allotments(room, shape)]
-    found = place(state, Job(name="j", kind="batch", shape=shape))
+    found = place(state, Offer(shape=shape), Job(name="j", kind="batch", shape=shape))
     if not ways:
         assert found is None
         return

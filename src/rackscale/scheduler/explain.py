@@ -125,7 +125,7 @@ def _why_waiting(state: FleetState, gang: Gang) -> Why:
             f"no cluster could ever hold {shape.segments} x {shape.nodes_per_segment} nodes"
             f" (the largest segment that fits is {largest} nodes)"
         )
-    elif place(state, job) is not None:
+    elif place(state, job.choices[0], job) is not None:
         constraint, text = "next-cycle", "it fits now and starts in the next cycle"
     else:
         constraint = "topology" if free >= state.gpus(gang) else "capacity"
