@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rackscale.events import (
     Action,
     Checkpointed,
+    Claim,
     Configured,
     Decided,
     Delivered,
@@ -20,7 +21,6 @@ from rackscale.events import (
     Plan,
     Preempt,
     Reason,
-    Refuse,
     Segment,
     Start,
     Submitted,
@@ -206,7 +206,7 @@ def victims_of(state: FleetState, shape: Shape) -> tuple[list[Preempt], bool]:
     state.fold(Submitted(at_s=NOW_S, job=Job(name="new", kind="training", shape=shape, priority="high")))
     plan = decide(state, NOW_S)
     placed = any(
-        not isinstance(action, Preempt | Refuse) and getattr(action, "gang", "") == "new"
+        isinstance(action, Start | Claim) and action.gang == "new"
         for action in plan.actions
     )
     return [action for action in plan.actions if isinstance(action, Preempt)], placed

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rackscale import events as ev
-from rackscale.fleet.gangs import DAY_S, Status, remaining_s
+from rackscale.fleet.gangs import DAY_S, Status
 from rackscale.fleet.health import EXPIRED
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Decisions:
         gang.gpus = 0 if job.cpu_only else state.machines.gpus(gang.binding)
         gang.started_s, gang.running_s, gang.url, gang.cause = state.now_s, None, None, action.reason.code
         gang.saves_every_s = None
-        gang.end_s = state.now_s + job.durability.restart_s + remaining_s(gang, job) / gang.throughput
+        state.expect_end(gang, state.now_s + job.durability.restart_s)
         state.become(gang, Status.STARTING)
         state.hold(gang)
         if waiting:  # after the nodes are held, so that a claim that becomes a start frees nothing on the way
@@ -105,6 +105,7 @@ class Decisions:
         state.unclaim(gang)
         if gang.status is Status.WAITING:
             state.waiting.add(gang, state.jobs[gang.job])
+            state.fresh.add(gang.name)
 
     def _refuse(self, action: ev.Refuse) -> None:
         state = self._state
@@ -153,4 +154,3 @@ class Decisions:
 def _closure(reason: ev.Reason) -> str:
     """Under which name nodes are closed: that of the maintenance, or the code."""
     return reason.window if reason.window is not None else reason.code
-

@@ -63,8 +63,8 @@ class Gang(Struct, kw_only=True):
     """Start of the present attempt."""
     running_s: float | None = None
     """Since when the present attempt does productive work."""
-    end_s: float = inf
-    """When the present attempt is expected to end; infinite where nobody knows."""
+    expected_end_s: float | None = None
+    """When the present attempt is expected to end; None: nobody knows."""
     first_started_s: float | None = None
     checkpoint_s: float | None = None
     """Last whole checkpoint of any attempt that was reported."""
@@ -81,6 +81,11 @@ class Gang(Struct, kw_only=True):
     evictions: int = 0
     evictions_today: int = 0
     evictions_day: int = -1
+
+    @property
+    def end_s(self) -> float:
+        """`expected_end_s`, infinite where nobody knows."""
+        return inf if self.expected_end_s is None else self.expected_end_s
 
     def saved_s(self, now_s: float) -> float:
         """When the work began that no checkpoint keeps. It must have worked in this attempt."""
@@ -157,7 +162,19 @@ ClassKey = tuple[
 class WaitClass:
     """Gangs that are interchangeable to the scheduler: where one does not fit, none does."""
 
-    __slots__ = ("entries", "fit", "gang", "job", "key", "lasts_s", "need", "priority", "queue", "rank", "user")
+    __slots__ = (
+        "entries",
+        "fit",
+        "gang",
+        "job",
+        "key",
+        "lasts_s",
+        "need",
+        "priority",
+        "queue",
+        "rank",
+        "user",
+    )
 
     def __init__(self, key: ClassKey, gang: Gang, job: Job) -> None:
         self.key, self.job = key, job

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from rackscale.events import Binding, DomainSpec
 from rackscale.fleet.calendar import Calendar, Window
 from rackscale.fleet.gangs import Gang, Status
@@ -68,6 +70,8 @@ class Machines:
 
     def extend(self, d: int, expires_s: float | None) -> None:
         """The capacity goes back at another time."""
+        spec = self.topology.domains[d]
+        self.topology.domains[d] = replace(spec, expires_s=expires_s)
         self.calendar.forget(EXPIRED, d)
         self.health.open(d, self.health.full[d], EXPIRED)
         if expires_s is not None:

@@ -95,7 +95,10 @@ class Node:
     def admits(self, charge: Charge) -> bool:
         """Whether quota and borrowing limit allow so much more."""
         spec = self.spec
-        if spec.borrow_gpus is not None and self.gpus + charge.gpus > (spec.quota_gpus or 0) + spec.borrow_gpus:
+        if (
+            spec.borrow_gpus is not None
+            and self.gpus + charge.gpus > (spec.quota_gpus or 0) + spec.borrow_gpus
+        ):
             return False
         if spec.borrow_domains is None:
             return True

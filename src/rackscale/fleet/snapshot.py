@@ -10,6 +10,7 @@ from msgspec import Struct
 from rackscale.events import Binding, DomainSpec, Reserve
 from rackscale.fleet.calendar import Window
 from rackscale.fleet.gangs import Ended, Gang, Status
+from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.occupancy import mask_of, members
 from rackscale.fleet.queues import Used
 from rackscale.workload import Booking, Job, Maintenance, Policy, Queue
@@ -77,7 +78,7 @@ def write(state: FleetState) -> bytes:
         closures=sorted((d, why, mask) for (d, why), mask in health.closures.items()),
         back_s=sorted((d, node, at_s) for (d, node), at_s in health.back_s.items()),
         history=sorted((d, node, times) for (d, node), times in health.history.items()),
-        suspects=list(health.suspects), windows=calendar.coming, begun=sorted(calendar.open.values()),
+        suspects=list(health.suspects), windows=[w for w in calendar.coming if w.name != EXPIRED], begun=sorted(calendar.open.values()),
         maintenance=list(calendar.maintenance.values()), bookings=list(calendar.bookings.values()),
         holding=calendar.holding, reserved=state.reserved, policy=state.policy, queues=list(state.queues.values()),
         uses=[QueueUse(name=n, used=node.used, users=node.users) for n, node in sorted(state.tree.nodes.items())],
@@ -124,11 +125,12 @@ def _machines(state: FleetState, value: Snapshot) -> None:
     machines.policy = value.policy
     ready_s = dict(value.ready_s)
     for d, spec in enumerate(value.domains):
-        machines.add(msgspec.structs.replace(spec, expires_s=None), ready_s=ready_s.get(d))
-        machines.topology.domains[d] = spec
+        machines.add(spec, ready_s=ready_s.get(d))
     health.failed[:], health.drained[:] = value.failed, value.drained
     for d, why, mask in value.closures:
         health.close(d, mask, why)
+        if why == EXPIRED:
+            calendar.begin(why, d)
     health.back_s = {(d, node): at_s for d, node, at_s in value.back_s}
     health.history = {(d, node): times for d, node, times in value.history}
     health.suspects = dict.fromkeys(value.suspects)

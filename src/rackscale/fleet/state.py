@@ -343,7 +343,11 @@ class FleetState:
         for books in (self.machines.gpu, self.machines.cpu):
             for name, held in books.tenants.on[d].items():
                 gang = self.gangs[name]
-                if held & mask and gang.status in (Status.STARTING, Status.RUNNING) and _works_on(gang, event, mask):
+                if (
+                    held & mask
+                    and gang.status in (Status.STARTING, Status.RUNNING)
+                    and _works_on(gang, event, mask)
+                ):
                     self.become(gang, Status.BROKEN)
                     gang.cause = "node-failure"
                     self.broken[name] = None
@@ -364,10 +368,7 @@ class FleetState:
             return
         self.become(gang, Status.RUNNING)
         gang.running_s, gang.saves_every_s = self.now_s, event.saves_every_s
-        end_s = self.now_s + remaining_s(gang, self.jobs[gang.job]) / gang.throughput
-        if end_s != gang.end_s:
-            gang.end_s = end_s
-            self.machines.touch(gang)
+        self.expect_end(gang, self.now_s)
         gang.url = event.url
         if event.step is not None:
             gang.step = event.step
@@ -435,6 +436,14 @@ class FleetState:
         if self.tree.limited or self.tree.guaranteed:
             self.eased.update(node.spec.name for node in self.tree.node(gang.queue).path)
 
+    def expect_end(self, gang: Gang, works_from_s: float) -> None:
+        """The gang is expected to end when what remains of its work is done."""
+        left_s = remaining_s(gang, self.jobs[gang.job])
+        end_s = None if left_s == inf else works_from_s + left_s / gang.throughput
+        if end_s != gang.expected_end_s:
+            gang.expected_end_s = end_s
+            self.machines.touch(gang)
+
     def level(self, gang: Gang) -> int | None:
         return gang.priority if self.jobs[gang.job].preemptible else None
 
@@ -455,7 +464,7 @@ class FleetState:
         gang.keep(self.now_s, everything=checkpointed)
         self.machines.release(gang, job)
         self.uncharge(gang)
-        gang.binding, gang.gpus, gang.end_s = (), 0, inf
+        gang.binding, gang.gpus, gang.expected_end_s = (), 0, None
         for index in (self.stopping, self.evacuating, self.broken, self.leaving, self.elastic):
             index.pop(gang.name, None)
 

@@ -7,13 +7,13 @@ from math import inf
 from rackscale.events import Action, Close, Free, Hold, Open, Reason
 from rackscale.fleet.health import EXPIRED, LEMON
 from rackscale.fleet.occupancy import members
+from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.clear import evict
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.fit import bind, place
 from rackscale.scheduler.preempt import Ask, Clearer
 from rackscale.scheduler.price import Taker
-from rackscale.fleet.queues import Charge
 from rackscale.workload import Booking, Job, Offer
 
 
@@ -35,11 +35,15 @@ def overdue(state: FleetState, now_s: float) -> list[Action]:
         if window.end_s <= now_s:
             nodes = None if window.mask == health.full[d] else tuple(members(window.mask))
             found.append(
-                Open(domain=state.domains[d].name, nodes=nodes, reason=Reason(code="maintenance", window=name))
+                Open(
+                    domain=state.domains[d].name, nodes=nodes, reason=Reason(code="maintenance", window=name)
+                )
             )
-    for booking in calendar.bookings.values():
-        if booking.end_s <= now_s:
-            found.append(Free(booking=booking.name, reason=Reason(code="booking-over", window=booking.name)))
+    found += [
+        Free(booking=name, reason=Reason(code="booking-over", window=name))
+        for name, booking in calendar.bookings.items()
+        if booking.end_s <= now_s
+    ]
     return found
 
 
@@ -55,7 +59,9 @@ def begin_bookings(cycle: Cycle) -> None:
             name=booking.name, kind="batch", shape=booking.shape, system=booking.system, cluster=booking.cluster,
             nearness=booking.nearness,
         )  # fmt: skip
-        avoid = calendar.shut(booking.end_s, booking.end_s, booking.shape.nodes_held_per_segment, state.occupancy)
+        avoid = calendar.shut(
+            booking.end_s, booking.end_s, booking.shape.nodes_held_per_segment, state.occupancy
+        )
         reason = Reason(code="booked", window=booking.name)
         found = place(state, offer, wants, avoid=avoid)
         if found is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from math import inf
 
-from rackscale.fleet.topology import Group, Topology
+from rackscale.fleet.topology import Topology
 from rackscale.workload import Job, Offer, Policy
 
 ONLY = (0,)
@@ -35,9 +35,6 @@ def _rate(topology: Topology, job: Job, offer: Offer) -> float:
     groups = topology.groups(offer.system or job.system, job.cluster)
     if not groups:
         return inf
-    return min(_price(group, topology) * offer.shape.nodes_held * group.gpus_per_node for group in groups)
-
-
-def _price(group: Group, topology: Topology) -> float:
-    """US dollars per GPU-hour; where any system has no price, all count the same."""
-    return group.price if topology.priced else 1.0
+    # Where any system has no price, all count the same.
+    priced = all(group.price < inf for group in topology.groups(None, None))
+    return min((g.price if priced else 1.0) * offer.shape.nodes_held * g.gpus_per_node for g in groups)

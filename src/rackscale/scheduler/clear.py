@@ -49,7 +49,11 @@ def could_take(cycle: Cycle, blocked: Blocked) -> bool:
     if state.tenants.any_below(blocked.cls.priority):
         return True
     tree = state.tree
-    return tree.guaranteed and state.policy.reclaim and any(n.spec.guaranteed for n in tree.node(blocked.cls.queue).path)
+    return (
+        tree.guaranteed
+        and state.policy.reclaim
+        and any(n.spec.guaranteed for n in tree.node(blocked.cls.queue).path)
+    )
 
 
 def clearing_for(

@@ -92,7 +92,9 @@ class Cycle:
         self.actions.append(Claim(gang=gang.name, binding=binding, reason=reason, choice=choice))
         self.claimed.add(gang.name)
 
-    def send_away(self, gang: Gang, code: str, for_gang: str | None = None, window: str | None = None) -> None:
+    def send_away(
+        self, gang: Gang, code: str, for_gang: str | None = None, window: str | None = None
+    ) -> None:
         """Ask the gang to checkpoint and leave."""
         price = cost(self.state, gang, self.now_s)
         reason = Reason(
@@ -104,7 +106,13 @@ class Cycle:
         self.leaving.add(gang.name)
 
     def move(
-        self, gang: Gang, binding: Binding, choice: int, code: str, for_gang: str | None = None, gain_gpu_s: float = 0.0
+        self,
+        gang: Gang,
+        binding: Binding,
+        choice: int,
+        code: str,
+        for_gang: str | None = None,
+        gain_gpu_s: float = 0.0,
     ) -> None:
         """Ask the gang to checkpoint and go on elsewhere, or with other nodes."""
         price = cost(self.state, gang, self.now_s)

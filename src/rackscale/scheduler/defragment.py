@@ -109,7 +109,9 @@ def _opened(cycle: Cycle, d: int, nodes: int, shape: Shape, within: int, for_gan
     free = [*members(occupancy.free[d]), *members(freed)][:nodes]
     chosen = tuple(sorted(free))
     segment = Segment(
-        domain=state.domains[d].name, nodes=chosen[: shape.nodes_per_segment], spares=chosen[shape.nodes_per_segment :]
+        domain=state.domains[d].name,
+        nodes=chosen[: shape.nodes_per_segment],
+        spares=chosen[shape.nodes_per_segment :],
     )
     return Opening(segment, tuple(moves), price, 0.0)
 
@@ -118,7 +120,12 @@ def _movable(cycle: Cycle, gang: Gang, for_gang: Gang) -> bool:
     """Whether the gang may be asked to move: it runs, may be interrupted, and does not go before the one that waits."""
     state = cycle.state
     job, policy = state.jobs[gang.job], state.policy
-    if gang.status is not Status.RUNNING or not job.preemptible or gang.name in cycle.leaving or gang.cancelled:
+    if (
+        gang.status is not Status.RUNNING
+        or not job.preemptible
+        or gang.name in cycle.leaving
+        or gang.cancelled
+    ):
         return False
     if gang.priority > for_gang.priority or job.booking is not None or gang.name in state.evacuating:
         return False

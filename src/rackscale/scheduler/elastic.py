@@ -153,7 +153,10 @@ def _grow(cycle: Cycle, gang: Gang) -> None:
         if not _pays(cycle, gang, offer):
             continue
         binding = _with(cycle, gang, offer)
-        if binding is None or state.tree.refuses(gang.queue, job.user, _more(state, gang, binding)) is not None:
+        if (
+            binding is None
+            or state.tree.refuses(gang.queue, job.user, _more(state, gang, binding)) is not None
+        ):
             continue
         cycle.move(gang, binding, choice, "grown")
         return
@@ -183,7 +186,9 @@ def _with(cycle: Cycle, gang: Gang, offer: Offer) -> Binding | None:
         return None
     segments: list[Segment] = []
     closed = cycle.promises.closed(cycle.order.of(gang), inf, shape.nodes_held_per_segment)
-    closed |= state.machines.calendar.shut(gang.end_s, gang.end_s, shape.nodes_held_per_segment, state.occupancy)
+    closed |= state.machines.calendar.shut(
+        gang.end_s, gang.end_s, shape.nodes_held_per_segment, state.occupancy
+    )
     for segment in gang.binding:
         wider = _wider(state, segment, offer, closed)
         if wider is None:
@@ -216,7 +221,9 @@ def _wider(state: FleetState, segment: Segment, offer: Offer, closed: int) -> Se
     )
 
 
-def _elsewhere(cycle: Cycle, gang: Gang, offer: Offer, segments: int, avoid: int) -> tuple[Segment, ...] | None:
+def _elsewhere(
+    cycle: Cycle, gang: Gang, offer: Offer, segments: int, avoid: int
+) -> tuple[Segment, ...] | None:
     """So many more segments in other domains of the gang's cluster."""
     state = cycle.state
     job = state.jobs[gang.job]

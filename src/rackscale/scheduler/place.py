@@ -171,7 +171,9 @@ def _siblings(cycle: Cycle, job: Job) -> int:
     assert job.nearness.apart is not None
     names = set(job.gangs())
     bindings = [gang.binding or gang.claim for name in names if (gang := state.gangs.get(name)) is not None]
-    bindings += [a.binding for a in cycle.actions if getattr(a, "gang", None) in names and hasattr(a, "binding")]
+    bindings += [
+        a.binding for a in cycle.actions if getattr(a, "gang", None) in names and hasattr(a, "binding")
+    ]
     found = 0
     for binding in bindings:
         for segment in binding:

@@ -135,7 +135,7 @@ class Clearer:
 
         Gives up once the price reaches `worst`.
         """
-        occupancy, tree = self.state.occupancy, self.state.tree
+        occupancy = self.state.occupancy
         mark = occupancy.mark()
         self.picked = {}
         search = _Search(self, within, ask)
@@ -296,7 +296,9 @@ class _Search:
         clearer, state = self.clearer, self.state
         occupancy, nodes = state.occupancy, self.nodes
         tree = state.tree
-        everybody = tree.guaranteed and state.policy.reclaim and clearer.state.tree.node(self.ask.taker.queue).path
+        everybody = (
+            tree.guaranteed and state.policy.reclaim and clearer.state.tree.node(self.ask.taker.queue).path
+        )
         priority = ANYBODY if everybody else self.ask.taker.priority
         # enough[k]: domains where gangs that could be taken hold at least k nodes, or somebody leaves anyway.
         leave = sum(

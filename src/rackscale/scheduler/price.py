@@ -34,7 +34,9 @@ class Cost(NamedTuple):
 
 def saves_on_request(durability: Durability) -> bool:
     """Whether the program checkpoints when it is asked to leave, and has the time for it."""
-    return durability.checkpoint_interval_s is not None and 0.0 < durability.checkpoint_s <= durability.grace_s
+    return (
+        durability.checkpoint_interval_s is not None and 0.0 < durability.checkpoint_s <= durability.grace_s
+    )
 
 
 def lost_s(state: FleetState, gang: Gang, now_s: float) -> float:

@@ -7,7 +7,7 @@ from rackscale.fleet.gangs import Gang, Status, shift
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.elastic import smaller
-from rackscale.scheduler.fit import bind, place_one, Placement
+from rackscale.scheduler.fit import Placement, bind, place_one
 from rackscale.scheduler.price import cost
 from rackscale.workload import Offer, Shape
 
@@ -47,7 +47,9 @@ def repair(cycle: Cycle) -> None:
         else:
             cycle.retry |= code in ("moved-segment", "shrunk")
             cycle.actions.append(
-                Restart(gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice)
+                Restart(
+                    gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice
+                )
             )
 
 

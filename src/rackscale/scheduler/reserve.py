@@ -9,7 +9,7 @@ that gangs free at their expected ends, that come back from repair, or that are 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import inf
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from rackscale.fleet.horizon import NOW
 from rackscale.fleet.topology import Group
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Cycle
-from rackscale.workload import Job, Nearness, Offer, Shape
+from rackscale.scheduler.order import Key
+from rackscale.workload import Job, Nearness, Shape
 
 BOOKING = "@"
 """Stands before the name of a booking where a gang's name is expected."""
@@ -47,9 +48,7 @@ def reserve(cycle: Cycle) -> None:
     """Renew the reservations of bookings and of the first gangs in line."""
     state = cycle.state
     calendar = state.machines.calendar
-    ahead: dict[int, int] = {}
-    """Nodes promised to those before, by domain."""
-    kept: set[str] = set()
+    kept = _Kept(cycle)
     for name, booking in calendar.bookings.items():
         if name in calendar.holding or any(getattr(a, "booking", "") == name for a in cycle.actions):
             continue
@@ -57,16 +56,16 @@ def reserve(cycle: Cycle) -> None:
             booking.shape, booking.system, booking.cluster, booking.nearness,
             max(cycle.now_s, booking.start_s), booking.end_s - booking.start_s,
         )  # fmt: skip
-        found = soonest(cycle, wanted, ahead)
+        found = soonest(cycle, wanted, kept.ahead)
         if found is not None:
-            _promise(cycle, BOOKING + name, 0, found, booking.shape, ahead, kept)
+            kept.promise(BOOKING + name, 0, found, booking.shape)
     for gang in _first(cycle):
         job = state.jobs[gang.job]
-        best = _best(cycle, gang, job, ahead)
+        best = _best(cycle, gang, job, kept.ahead)
         if best is not None:
             choice, found = best
-            _promise(cycle, gang.name, choice, found, job.choices[choice].shape, ahead, kept)
-    for name in [name for name in state.reserved if name not in kept and _still_waits(cycle, name)]:
+            kept.promise(gang.name, choice, found, job.choices[choice].shape)
+    for name in [name for name in state.reserved if name not in kept.names and _still_waits(cycle, name)]:
         cycle.actions.append(Unreserve(gang=name, reason=Reason(code="no-longer-reserved")))
 
 
@@ -77,19 +76,30 @@ def _still_waits(cycle: Cycle, name: str) -> bool:
     ) and not any(BOOKING + getattr(a, "booking", "") == name for a in cycle.actions)
 
 
-def _promise(
-    cycle: Cycle, name: str, choice: int, found: Found, shape: Shape, ahead: dict[int, int], kept: set[str]
-) -> None:
-    state = cycle.state
-    kept.add(name)
-    for d in found.domains:
-        ahead[d] = ahead.get(d, 0) + shape.nodes_held_per_segment
-    domains = tuple(state.domains[d].name for d in found.domains)
-    before = state.reserved.get(name)
-    same = before is not None and (before.start_s, before.domains, before.choice) == (found.start_s, domains, choice)
-    if not same:
+class _Kept:
+    """The promises of this cycle, and how many nodes of a domain they take together."""
+
+    def __init__(self, cycle: Cycle) -> None:
+        self.cycle = cycle
+        self.names: set[str] = set()
+        self.ahead: dict[int, int] = {}
+
+    def promise(self, name: str, choice: int, found: Found, shape: Shape) -> None:
+        """Say it where it is news."""
+        state = self.cycle.state
+        self.names.add(name)
+        for d in found.domains:
+            self.ahead[d] = self.ahead.get(d, 0) + shape.nodes_held_per_segment
+        domains = tuple(state.domains[d].name for d in found.domains)
+        before = state.reserved.get(name)
+        if before is not None and (before.start_s, before.domains, before.choice) == (
+            found.start_s,
+            domains,
+            choice,
+        ):
+            return
         reason = Reason(code="reserved", start_s=found.start_s)
-        cycle.actions.append(
+        self.cycle.actions.append(
             Reserve(gang=name, start_s=found.start_s, domains=domains, reason=reason, choice=choice)
         )
 
@@ -101,27 +111,37 @@ def _first(cycle: Cycle) -> list[Gang]:
     """
     state, order = cycle.state, cycle.order
     most = state.policy.reservations
-    if not most:
-        return []
-    gone = {getattr(a, "gang", "") for a in cycle.actions if not isinstance(a, Unreserve)}
-    heads = [(blocked.key, n, blocked.at) for n, blocked in enumerate(cycle.blocked)]
+    gone = {getattr(a, "gang", "") for a in cycle.actions if not isinstance(a, Unreserve)} | cycle.claimed
+    found: list[tuple[Key, str]] = []
+    for key, name in _in_line(cycle):
+        if len(found) == most:
+            break
+        if name not in gone:
+            found.append((key, name))
+    if not cycle.due:
+        known = {name for _, name in found}
+        found += [
+            (order.of(state.gangs[name]), name)
+            for name in state.reserved
+            if name in state.gangs and name not in gone and name not in known
+        ]
+    return [state.gangs[name] for _, name in sorted(found)[:most]]
+
+
+def _in_line(cycle: Cycle) -> Iterator[tuple[Key, str]]:
+    """Blocked gangs that reservations are made for, in order."""
+    heads = [
+        (blocked.key, n, blocked.at)
+        for n, blocked in enumerate(cycle.blocked)
+        if blocked.cls.job.booking is None and not blocked.cls.job.cpu_only
+    ]
     heapq.heapify(heads)
-    found: dict[str, tuple[object, Gang]] = {}
-    while heads and len(found) < most:
+    while heads:
         key, n, at = heapq.heappop(heads)
         cls = cycle.blocked[n].cls
-        gang = state.gangs[cls.entries[at][2]]
+        yield key, cls.entries[at][2]
         if at + 1 < len(cls.entries):
-            heapq.heappush(heads, (order.of_entry(cls, at + 1), n, at + 1))
-        if gang.name not in gone and gang.name not in cycle.claimed and cls.job.booking is None and not cls.job.cpu_only:
-            found[gang.name] = (key, gang)
-    if not cycle.due:
-        for name in state.reserved:
-            gang = state.gangs.get(name)  # type: ignore[assignment]  # None for bookings
-            if gang is not None and name not in gone and name not in cycle.claimed:
-                found[name] = (order.of(gang), gang)
-    ordered = sorted(found.values(), key=lambda pair: pair[0])  # type: ignore[arg-type,return-value]  # keys compare
-    return [gang for _, gang in ordered[:most]]
+            heapq.heappush(heads, (cycle.order.of_entry(cls, at + 1), n, at + 1))
 
 
 def _best(cycle: Cycle, gang: Gang, job: Job, ahead: dict[int, int]) -> tuple[int, Found] | None:
@@ -177,18 +197,19 @@ def _soonest_in(cycle: Cycle, group: Group, wanted: Wanted, ahead: dict[int, int
     return None
 
 
-def _candidates(cycle: Cycle, group: Group, wanted: Wanted, ahead: dict[int, int]) -> Iterator[tuple[float, int]]:
+def _candidates(
+    cycle: Cycle, group: Group, wanted: Wanted, ahead: dict[int, int]
+) -> Iterator[tuple[float, int]]:
     """(time, domain) for each segment that a domain could take, by time."""
     state, shape = cycle.state, wanted.shape
     horizon, nodes = state.machines.horizon, shape.nodes_held_per_segment
-    streams: list[Iterable[tuple[float, int]]] = []
     most = group.largest // nodes if shape.may_share_domain and wanted.nearness.spread is None else 1
-    for count in range(1, min(most, shape.segments) + 1):
-        streams.append(horizon.soonest(count * nodes, cycle.now_s))
+    counts = range(1, min(most, shape.segments) + 1)
+    streams = [horizon.soonest(count * nodes, cycle.now_s) for count in counts]
     taken = sorted(
         (horizon.when(d, held + count * nodes, cycle.now_s), d)
         for d, held in ahead.items()
-        for count in range(1, min(most, shape.segments) + 1)
+        for count in counts
     )
     free = (pair for pair in heapq.merge(*streams) if pair[1] not in ahead)
     for at_s, d in heapq.merge(free, (pair for pair in taken if pair[0] < inf)):
@@ -209,5 +230,3 @@ def _open(cycle: Cycle, d: int, from_s: float, until_s: float, nodes: int) -> bo
             mask |= window.mask
     full = cycle.state.machines.health.full[d]
     return (full & ~mask).bit_count() - cycle.state.occupancy.spares[d] >= nodes
-
-
