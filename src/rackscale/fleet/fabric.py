@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from rackscale.fleet.occupancy import members
 
+Stage = tuple[int, int]
+"""A set of domains that holds every earlier stage's, and how much more those that only later stages hold cost."""
 FEW = 64
 """So many units are compared one by one; it is cheaper than doing it for all at once."""
 
@@ -86,13 +88,13 @@ class Units:
         masks = (self._heads[head] for head in members(heads))
         return min(masks, key=lambda mask: ((domains & mask).bit_count(), mask & -mask))
 
-    def best(self, stages: Sequence[int], count: int) -> tuple[int, int] | None:
+    def best(self, stages: Sequence[Stage], count: int) -> tuple[int, int] | None:
         """(cost, domains) of the unit in which `count` domains cost least, or None if no unit has so many.
 
-        stages[i] holds every domain that costs at most i. Of units that cost the same, the one with the fewest domains
-        in the last stage is taken, so that units with many are kept whole.
+        The domains of the first stage cost nothing. Of units that cost the same, the one with the fewest domains in the
+        last stage is taken, so that units with many are kept whole.
         """
-        heads = self.holding(stages[-1], count)
+        heads = self.holding(stages[-1][0], count)
         if not heads:
             return None
         fields = heads & self._tops
@@ -105,30 +107,30 @@ class Units:
                 if other <= cost:
                     winners = winners | loose if other == cost else loose
                 cost = min(cost, other)
-        return cost, self.scarcest(winners, stages[-1])
+        return cost, self.scarcest(winners, stages[-1][0])
 
-    def _compare(self, stages: Sequence[int], count: int, heads: int) -> tuple[int, int]:
+    def _compare(self, stages: Sequence[Stage], count: int, heads: int) -> tuple[int, int]:
         """(least cost, heads of the units that have it), unit by unit."""
         costs: dict[int, int] = {}
         for head in members(heads):
             mask, cost = self._heads[head], 0
-            for stage in stages:
-                short = count - (stage & mask).bit_count()
+            for domains, step in stages:
+                short = count - (domains & mask).bit_count()
                 if short <= 0:
                     break
-                cost += short  # so many of the `count` domains cost more than this stage's
+                cost += short * step  # so many of the `count` domains are of later stages
             costs[cost] = costs.get(cost, 0) | 1 << head
         return min(costs.items())
 
-    def _sift(self, stages: Sequence[int], count: int, fields: int) -> tuple[int, int]:
+    def _sift(self, stages: Sequence[Stage], count: int, fields: int) -> tuple[int, int]:
         """The same, for many fields at once: their costs are summed bit by bit, in one integer per binary digit."""
         digits: list[int] = []
-        for stage in stages:
-            rest = stage & self._covered
+        for domains, step in stages:
+            rest = domains & self._covered
             complete = 0
             for _ in range(count):
                 complete = self._present(rest)
-                _add(digits, fields & ~complete)
+                _add(digits, fields & ~complete, step)
                 rest = self._without_first(rest)
             least = fields
             for digit in reversed(digits):
@@ -148,11 +150,11 @@ class Units:
         return domains & ((domains | self._tops) - self._lows)
 
 
-def _add(digits: list[int], carry: int) -> None:
-    """Add one to the number of every field whose head is in `carry`."""
-    for i, digit in enumerate(digits):
-        if not carry:
-            return
-        digits[i], carry = digit ^ carry, digit & carry
-    if carry:
-        digits.append(carry)
+def _add(digits: list[int], heads: int, amount: int) -> None:
+    """Add `amount` to the number of every field with one of these heads."""
+    for low in members(amount) if heads else ():
+        at, carry = low, heads
+        while carry:
+            digits.extend([0] * (at + 1 - len(digits)))
+            digits[at], carry = digits[at] ^ carry, digits[at] & carry
+            at += 1
