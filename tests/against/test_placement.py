@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rackscale.events import Configured, Delivered, DomainSpec
 from rackscale.fleet.occupancy import Occupancy, members
 from rackscale.fleet.state import FleetState
-from rackscale.scheduler.fit import bind, ever_fits, place
+from rackscale.scheduler.fit import beside, bind, ever_fits, place
 from rackscale.workload import LEVELS, Job, Level, Nearness, Offer, Policy, Shape
 
 Way = tuple[int, ...]
@@ -165,6 +165,20 @@ def test_what_ever_fits_against_every_allotment_of_the_empty_fleet(
         for way in ways(fleet, [s.nodes - (s.spares if policy == "fixed" else 0) for s in fleet], offer.shape, nearness)
     )  # fmt: skip
     assert ever_fits(state, job) == possible
+
+
+@given(fleet=fleets(), shape=shapes, nearness=nearnesses)
+def test_segments_put_down_one_by_one_against_every_allotment(
+    fleet: tuple[DomainSpec, ...], shape: Shape, nearness: Nearness
+) -> None:
+    topology = delivered(fleet).topology
+    job = Job(name="j", kind="batch", shape=shape, nearness=nearness)
+    plenty = [shape.nodes_held] * len(fleet)
+    lawful = set(ways(fleet, plenty, shape, nearness))
+    for way in itertools.combinations_with_replacement(range(len(fleet)), shape.segments):
+        if len({(fleet[d].cluster, fleet[d].system) for d in way}) == 1:
+            one_by_one = all(beside(topology, job, shape, way[:at]) >> d & 1 for at, d in enumerate(way))
+            assert one_by_one == (way in lawful)
 
 
 @given(fleet=fleets(), shape=shapes, data=st.data())

@@ -117,7 +117,7 @@ def test_counting_in_every_unit_at_once(
     assert heads == sum(1 << head(m) for m in holding)
     if holding:
         assert units.scarcest(heads, domains) == min(
-            holding, key=lambda m: ((m & domains).bit_count(), m & -m)
+            holding, key=lambda m: ((m & domains).bit_count(), head(m))
         )
 
 
@@ -135,7 +135,7 @@ def test_the_cheapest_unit_against_every_unit(
     for mask in masks:
         prices = sorted(price[d] for d in members(mask & stages[-1]))
         if len(prices) >= count:
-            ways.append((sum(prices[:count]), len(prices), mask & -mask, mask))
+            ways.append((sum(prices[:count]), len(prices), head(mask), mask))
     different = sorted({*price.values(), 0})
     steps = [(stages[p], up - p) for p, up in zip(different, [*different[1:], top + 1], strict=True)]
     for way in (steps, [(stage, 1) for stage in stages]):

@@ -20,12 +20,14 @@ FEW = 64
 class Units:
     """The units of one level among the domains of one group. A unit is named by its *head*: its last domain."""
 
-    __slots__ = ("_below", "_covered", "_heads", "_loose", "_lows", "_tops", "masks")
+    __slots__ = ("_below", "_covered", "_heads", "_local", "_loose", "_lows", "_tops", "masks")
 
     def __init__(self, masks: Iterable[int]) -> None:
         self.masks = tuple(masks)
         """The domains of each unit."""
         self._heads = {mask.bit_length() - 1: mask for mask in self.masks}
+        self._local: dict[int, tuple[int, int]] = {}
+        """First domain of each unit and its domains counted from there: a small integer, where the unit is small."""
         self._tops = self._lows = self._covered = 0
         """Of the units that are fields: last domains, first domains, all domains."""
         self._loose: list[int] = []
@@ -33,7 +35,9 @@ class Units:
         end = -1
         for head, mask in sorted(self._heads.items()):
             low = mask & -mask
-            if low.bit_length() - 1 > end:
+            first = low.bit_length() - 1
+            self._local[head] = first, mask >> first
+            if first > end:
                 self._tops |= 1 << head
                 self._lows |= low
                 self._covered |= mask
@@ -85,8 +89,7 @@ class Units:
                 rest = self._without_first(rest)
             heads &= ~present
             return self._heads[(heads & -heads).bit_length() - 1]
-        masks = (self._heads[head] for head in members(heads))
-        return min(masks, key=lambda mask: ((domains & mask).bit_count(), mask & -mask))
+        return self._heads[min(members(heads), key=lambda head: self._count(domains, head))]
 
     def best(self, stages: Sequence[Stage], count: int) -> tuple[int, int] | None:
         """(cost, domains) of the unit in which `count` domains cost least, or None if no unit has so many.
@@ -113,9 +116,9 @@ class Units:
         """(least cost, heads of the units that have it), unit by unit."""
         costs: dict[int, int] = {}
         for head in members(heads):
-            mask, cost = self._heads[head], 0
+            cost = 0
             for domains, step in stages:
-                short = count - (domains & mask).bit_count()
+                short = count - self._count(domains, head)
                 if short <= 0:
                     break
                 cost += short * step  # so many of the `count` domains are of later stages
@@ -140,6 +143,10 @@ class Units:
                 one = winners & -winners
                 return sum(1 << i for i, digit in enumerate(digits) if digit & one), winners
         raise AssertionError("a unit that holds enough domains in the last stage is complete there")
+
+    def _count(self, domains: int, head: int) -> int:
+        first, local = self._local[head]
+        return (domains >> first & local).bit_count()
 
     def _present(self, domains: int) -> int:
         """Heads of the fields that are not empty. No carry leaves a field."""

@@ -335,6 +335,23 @@ def _nearest(below: int, above: int, at: int, count: int) -> list[int]:
     return near
 
 
+def beside(topology: Topology, job: Job, shape: Shape, domains: Iterable[int]) -> int:
+    """The set of domains where one more segment of a gang may lie, when others of its segments lie in `domains`.
+
+    For whoever puts segments down one by one: to move one, or to clear room. It may hold domains of other systems.
+    """
+    allowed = ANYWHERE
+    within, spread = job.nearness.within, job.nearness.spread
+    if spread is None and not shape.may_share_domain:
+        spread = "domain"
+    for d in domains:
+        if within is not None:
+            allowed &= topology.unit(within, d)
+        if spread is not None:
+            allowed &= ~topology.unit(spread, d)
+    return allowed
+
+
 # -- nodes -------------------------------------------------------------------------------------------------------------
 
 
