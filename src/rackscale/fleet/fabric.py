@@ -128,7 +128,7 @@ class Units:
     def _sift(self, stages: Sequence[Stage], count: int, fields: int) -> tuple[int, int]:
         """The same, for many fields at once: their costs are summed bit by bit, in one integer per binary digit."""
         digits: list[int] = []
-        for domains, step in stages:
+        for at, (domains, step) in enumerate(stages):
             rest = domains & self._covered
             complete = 0
             for _ in range(count):
@@ -138,8 +138,12 @@ class Units:
             least = fields
             for digit in reversed(digits):
                 least = (least & ~digit) or least
-            winners = least & complete
-            if winners:  # complete units cost no more from here on, the others do
+            if (
+                least & complete
+            ):  # from here on they cost no more; others do, unless the next stage completes them
+                winners = least
+                if least & ~complete:
+                    winners &= self.holding(stages[at + 1][0], count)
                 one = winners & -winners
                 return sum(1 << i for i, digit in enumerate(digits) if digit & one), winners
         raise AssertionError("a unit that holds enough domains in the last stage is complete there")
