@@ -69,6 +69,8 @@ class Units:
 
     def holding(self, domains: int, count: int) -> int:
         """Heads of the units that have at least `count` (1 or more) domains in the set."""
+        if len(self.masks) <= count:
+            return sum(1 << head for head in self._heads if self._count(domains, head) >= count)
         rest = domains & self._covered
         for _ in range(count - 1):
             if not rest:

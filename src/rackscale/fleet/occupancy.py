@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-CHUNK = 240
-"""So many bits of a large set are looked at as a smaller integer: eight of CPython's digits."""
+CHUNK = 960
+"""So many bits of a large set are looked at as a smaller integer: 32 of CPython's digits."""
 CHUNK_MASK = (1 << CHUNK) - 1
 
 

@@ -76,6 +76,11 @@ def place(
     books = state.occupancy if books is None else books
     groups = state.topology.groups(offer.system or job.system, job.cluster)  # the cheapest first
     for hidden in (avoid | shun, avoid) if shun else (avoid,):
+        if offer.shape.segments == 1:
+            alone = _best_one(books, groups, offer.shape.nodes_held_per_segment, hidden)
+            if alone is not None:
+                return alone
+            continue
         for wish in wishes(job.nearness, offer.shape):
             found = _best(Search(state.topology, books, offer.shape, wish), groups, hidden)
             if found is not None:
@@ -94,6 +99,18 @@ def wishes(nearness: Nearness, shape: Shape) -> tuple[Wish, ...]:
     return Wish(prefer, spread), required
 
 
+def _best_one(books: Books, groups: Iterable[Group], nodes: int, avoid: int) -> Placement | None:
+    """The best placement of one segment over the groups."""
+    best: Placement | None = None
+    for group in groups:
+        found = place_one(books, group.domains & ~avoid if avoid else group.domains, nodes)
+        if found is not None and (best is None or found.free_nodes_left < best.free_nodes_left):
+            best = found
+            if best.free_nodes_left == 0:
+                break
+    return best
+
+
 def _best(search: Search, groups: Iterable[Group], avoid: int) -> Placement | None:
     """The best placement over the groups."""
     best: Placement | None = None
@@ -102,7 +119,7 @@ def _best(search: Search, groups: Iterable[Group], avoid: int) -> Placement | No
         found = place_in(search, group, avoid)
         if found is None or (best is not None and found.free_nodes_left > best.free_nodes_left):
             continue
-        far = 0 if search.shape.segments == 1 else search.topology.reach(found.domains)
+        far = search.topology.reach(found.domains)
         if best is None or (found.free_nodes_left, far) < (best.free_nodes_left, reach):
             best, reach = found, far
             if best.free_nodes_left == 0 and reach <= 1:
