@@ -154,7 +154,7 @@ def _apart(search: Search, group: Group, domains: int) -> Placement | None:
     """One domain per segment, or one unit of the wished level per segment: those with the least room first."""
     topology, books, shape, wish = search
     units = None if wish.spread in (None, "domain") else topology.fabric(wish.spread, group)
-    if group.leaves > 1 or wish.within == "domain":
+    if len(group.leaves) > 1 or wish.within == "domain":
         region = _region(search, group, domains, units)
         if region is None:
             return None
