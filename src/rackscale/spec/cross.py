@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from rackscale import catalog
 from rackscale.events import DomainSpec
 from rackscale.spec.jobs import JobDocument, ServiceDocument, TrainingDocument
+from rackscale.spec.policy import PolicyDocument
 from rackscale.spec.problems import Problem, nearest
 from rackscale.spec.programs import JOB_PREFIX
-from rackscale.spec.site import FleetDocument, PolicyDocument
+from rackscale.spec.site import FleetDocument
 from rackscale.spec.validate import JOB_KINDS, Document
 from rackscale.workload import Job, Policy, Queue, Shape
 

@@ -13,10 +13,12 @@ from rackscale.errors import DocumentError
 from rackscale.events import DomainSpec
 from rackscale.spec.cross import Surroundings, cross_check
 from rackscale.spec.jobs import JobDocument
+from rackscale.spec.policy import PolicyDocument
 from rackscale.spec.problems import Problem
+from rackscale.spec.queues import QueueDocument
 from rackscale.spec.reader import read
 from rackscale.spec.rehearsal import Failures, Work
-from rackscale.spec.site import FleetDocument, PolicyDocument, QueueDocument
+from rackscale.spec.site import FleetDocument
 from rackscale.spec.validate import KINDS, Document, validate
 from rackscale.workload import Job, Policy, Queue
 
