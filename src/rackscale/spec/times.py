@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
+from msgspec import Struct
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -23,7 +24,7 @@ _MUST = (
 )
 
 
-class When(NamedTuple):
+class When(Struct, frozen=True):
     """A stated time; what it means depends on when it takes effect."""
 
     s: float
