@@ -217,7 +217,7 @@ class ElasticSection(Strict):
         )
 
     def _speed_up(self, times: float) -> float:
-        return round(times * self.efficiency ** log2(times), 6)
+        return round(times * float(self.efficiency ** log2(times)), 6)
 
 
 def _resized(shape: Shape, segments: int) -> Shape:

@@ -54,7 +54,7 @@ class Fabric(Strict):
         if "spines_per_building" in data and "leaves_per_spine" not in data:
             yield Fault(("leaves_per_spine",), "is required beside spines_per_building")
 
-    def units(self, cluster: str, index: int) -> dict[str, str]:
+    def units(self, index: int) -> dict[str, str]:
         """Where the domain of this number hangs: its leaf, spine and building by name, as far as they are known."""
         found = {}
         for level, size in (
@@ -65,7 +65,7 @@ class Fabric(Strict):
             if size is None:
                 break
             index //= size
-            found[level] = f"{cluster}/{level}-{index:03d}"
+            found[level] = f"{level}-{index:03d}"
         return found
 
 
@@ -135,7 +135,7 @@ class Cluster(Strict):
                 gpus_per_node=gpus_per_node,
                 cluster=self.name,
                 region=self.region,
-                **(self.fabric.units(self.name, index) if self.fabric else {}),
+                **(self.fabric.units(index) if self.fabric else {}),
                 spares=self.spares_per_domain,
                 usd_per_gpu_hour=self.usd_per_gpu_hour,
                 expires_s=self.expires.s if self.expires else None,

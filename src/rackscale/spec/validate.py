@@ -83,6 +83,15 @@ class Document:
         name = self.fields.get("name")
         return name if isinstance(name, str) else None
 
+    def text(self, field: str) -> str | None:
+        """The field's value if it is text."""
+        value = self.fields.get(field)
+        return value if isinstance(value, str) else None
+
+    def value_at(self, path: Path) -> object:
+        """What is written at a field."""
+        return _value_at(self.fields, path)
+
     @property
     def source(self) -> str:
         """`file:line` of the document's first field."""

@@ -16,6 +16,9 @@ from rackscale.spec.shapes import Asking
 from rackscale.spec.times import Stated, When
 from rackscale.workload import Booking, Maintenance
 
+RESERVED = ("expired", "lemon")
+"""What closures are called that are no maintenance."""
+
 _RULE = "In a rehearsal: since its start; on a live site: a date with its zone, or `in 2h` from when it is applied."
 
 
@@ -68,6 +71,8 @@ class MaintenanceDocument(Strict):
             yield Fault(("nodes",), "a node is listed twice")
 
     def faults(self) -> Iterator[Fault]:
+        if self.name in RESERVED:
+            yield Fault(("name",), "the scheduler calls other closures so", "choose another name")
         yield from _order(self.start, self.until)
 
     def value(self, now_s: float = 0.0) -> Maintenance:
