@@ -31,8 +31,8 @@ class Attempt:
     """Accumulates GPU-time by phase. A node that failed is the fleet's loss from then on, not the attempt's."""
 
     __slots__ = (
-        "_saved_us", "_since_us", "_start_cause", "_starting", "_stopped", "_until_us", "_worked_from_us", "_worked_on",
-        "account", "gpus", "number", "on", "phase", "stop_cause",
+        "_saved_us", "_saves_every_us", "_since_us", "_start_cause", "_starting", "_stopped", "_until_us",
+        "_worked_from_us", "_worked_on", "account", "gpus", "number", "on", "phase", "stop_cause",
     )  # fmt: skip
 
     def __init__(
@@ -60,10 +60,12 @@ class Attempt:
         self._worked_on: dict[int, int] = {}
         # Work from the first to the second time is kept by a checkpoint; from there to the third it is at risk.
         self._worked_from_us = self._saved_us = self._until_us = now_us
+        self._saves_every_us = 0
 
-    def work(self, now_us: int) -> None:
-        """All ranks do productive work from now on."""
+    def work(self, now_us: int, saves_every_s: float | None) -> None:
+        """All ranks do productive work from now on, and checkpoint so often where no event reports it."""
         self._settle(now_us)
+        self._saves_every_us = 0 if saves_every_s is None else max(1, round(saves_every_s * 1e6))
         self.phase, self._worked_on = Phase.WORKING, self.gpus
         self._worked_from_us = self._saved_us = self._until_us = now_us
 
@@ -111,6 +113,8 @@ class Attempt:
     def _settle(self, now_us: int) -> None:
         if self.phase is Phase.WORKING:
             self._until_us = now_us
+            if self._saves_every_us:
+                self._saved_us = now_us - (now_us - self._worked_from_us) % self._saves_every_us
         else:
             spent = self._starting if self.phase is Phase.STARTING else self._stopped
             for lot, gpus in self.gpus.items():

@@ -197,7 +197,7 @@ class Ledger:
         self._start(ev.Start(gang=gang.name, attempt=gang.attempt, binding=gang.binding, reason=ADOPTED))
         attempt = self._attempts[gang.name]
         if gang.running_s is not None:
-            attempt.work(self.now_us)
+            attempt.work(self.now_us, gang.saves_every_s)
         if gang.status in (Status.BROKEN, Status.LEAVING):
             attempt.stop(self.now_us, CAUSES.get(gang.cause, gang.cause))
 
@@ -325,7 +325,7 @@ class Ledger:
     def _gang_running(self, event: ev.GangRunning) -> None:
         attempt = self._attempts.get(event.gang)
         if attempt is not None and attempt.number == event.attempt and attempt.phase is Phase.STARTING:
-            attempt.work(self.now_us)
+            attempt.work(self.now_us, event.saves_every_s)
 
     def _checkpointed(self, event: ev.Checkpointed) -> None:
         attempt = self._attempts.get(event.gang)

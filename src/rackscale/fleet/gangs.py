@@ -42,6 +42,8 @@ class Gang(Struct, kw_only=True):
     """Goes before others of its priority, since it has run before."""
     attempt: int = 0
     binding: Binding = ()
+    choice: int = 0
+    """Which of the job's `choices` it runs in."""
     gpus: int = 0
     """GPUs of the binding."""
     claim: Binding = ()
@@ -57,6 +59,8 @@ class Gang(Struct, kw_only=True):
     """Last whole checkpoint of any attempt."""
     kept_s: float = 0.0
     """Productive seconds that checkpoints keep, over all attempts."""
+    saves_every_s: float | None = None
+    """So often the present attempt writes a checkpoint that no event reports."""
     step: int | None = None
     url: str | None = None
     restarts: int = 0
@@ -69,9 +73,25 @@ class Gang(Struct, kw_only=True):
         """Seconds of productive work since the last checkpoint of this attempt."""
         if self.running_s is None:
             return 0.0
-        since = self.running_s if self.checkpoint_s is None else max(self.running_s, self.checkpoint_s)
-        until = now_s if self.status is Status.RUNNING else self.since_s
-        return max(0.0, until - since)
+        if self.status is not Status.RUNNING:
+            return max(0.0, self.since_s - self.kept_until_s)
+        worked_s = max(0.0, now_s - self.kept_until_s)
+        if self.saves_every_s is None:
+            return worked_s
+        return worked_s - worked_s // self.saves_every_s * self.saves_every_s
+
+    @property
+    def kept_until_s(self) -> float:
+        """Since when the present attempt does work that `kept_s` does not count."""
+        assert self.running_s is not None
+        return self.running_s if self.checkpoint_s is None else max(self.running_s, self.checkpoint_s)
+
+    def settle(self, now_s: float) -> None:
+        """Count what the checkpoints kept that no event reported: the gang works no longer, or not as before."""
+        if self.status is Status.RUNNING and self.saves_every_s is not None and self.running_s is not None:
+            kept_s = max(0.0, now_s - self.kept_until_s) - self.at_risk_s(now_s)
+            self.kept_s += kept_s
+            self.checkpoint_s = self.kept_until_s + kept_s
 
     def evicted_today(self, now_s: float) -> int:
         return self.evictions_today if self.evictions_day == int(now_s // DAY_S) else 0

@@ -26,6 +26,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     now_s: float
     wake_at_s: float | None
+    decided_s: float | None
     dirty: bool
     fresh: list[str]
     grown: list[int]
@@ -48,6 +49,8 @@ class FleetState:
         self.now_s = 0.0
         self.wake_at_s: float | None = None
         """When time alone makes a new decision due."""
+        self.decided_s: float | None = None
+        """When the last decision was made."""
         self.dirty = False
         """Whether something happened since the last decision that a decision could answer."""
         self.fresh: set[str] = set()
@@ -97,6 +100,25 @@ class FleetState:
         """Take one event in. Time never runs backwards: an older event counts as happening now."""
         self.now_s = max(self.now_s, event.at_s)
         self._fold[type(event)](event)
+
+    @property
+    def next_decision_s(self) -> float:
+        """Before this time no decision is due, whatever happens; only the timer may be earlier."""
+        return 0.0 if self.decided_s is None else self.decided_s + self.policy.decision_interval_s
+
+    @property
+    def due_s(self) -> float | None:
+        """When a decision is due if nothing more happens; None: never."""
+        if not self.dirty:
+            return self.wake_at_s
+        due_s = max(self.now_s, self.next_decision_s)
+        return due_s if self.wake_at_s is None else min(due_s, self.wake_at_s)
+
+    def is_due(self, at_s: float) -> bool:
+        """Whether a decision is due at this time, by what is known now."""
+        if self.dirty and at_s >= self.next_decision_s:
+            return True
+        return self.wake_at_s is not None and at_s >= self.wake_at_s
 
     def gpus(self, gang: Gang) -> int:
         """GPUs that the gang holds, or would hold."""
@@ -236,7 +258,7 @@ class FleetState:
         if gang is None or gang.status is not Status.STARTING:
             return
         self._become(gang, Status.RUNNING)
-        gang.running_s = self.now_s
+        gang.running_s, gang.saves_every_s = self.now_s, event.saves_every_s
         gang.url = event.url
         if event.step is not None:
             gang.step = event.step
@@ -257,6 +279,7 @@ class FleetState:
         gang = self._current(event.gang, event.attempt)
         if gang is None:
             return
+        gang.settle(self.now_s)
         if event.checkpointed:
             gang.kept_s += gang.at_risk_s(self.now_s)
         self._release(gang)
@@ -283,14 +306,15 @@ class FleetState:
             self._fold[type(action)](action)
         # A plan that itself frees nodes (a claim given up, a segment moved) asks to be woken at once.
         self.dirty = False
-        self.wake_at_s = event.plan.wake_at_s
+        self.wake_at_s, self.decided_s = event.plan.wake_at_s, event.at_s
 
     def _start(self, action: ev.Start | ev.Restart) -> None:
         gang = self.gangs[action.gang]
         waiting = gang.status is Status.WAITING
         if not waiting:
             self._release(gang)
-        gang.attempt, gang.binding = action.attempt, action.binding
+        gang.settle(self.now_s)
+        gang.attempt, gang.binding, gang.choice = action.attempt, action.binding, action.choice
         gang.gpus = sum(len(s.nodes) * self.domains[self.index[s.domain]].gpus_per_node for s in gang.binding)
         self._hold(gang)
         if waiting:  # after the nodes are held, so that a claim that becomes a start frees nothing on the way
@@ -339,6 +363,7 @@ class FleetState:
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _become(self, gang: Gang, status: Status) -> None:
+        gang.settle(self.now_s)
         gang.status, gang.since_s = status, self.now_s
 
     def _wait(self, gang: Gang, *, front: bool, cause: str) -> None:
@@ -403,7 +428,8 @@ class FleetState:
     def snapshot(self) -> bytes:
         """The whole state as JSON. Equal states give equal bytes."""
         value = Snapshot(
-            now_s=self.now_s, wake_at_s=self.wake_at_s, dirty=self.dirty, fresh=sorted(self.fresh),
+            now_s=self.now_s, wake_at_s=self.wake_at_s, decided_s=self.decided_s, dirty=self.dirty,
+            fresh=sorted(self.fresh),
             grown=list(members(self.occupancy.grown)),
             next_seq=self._next_seq, domains=self.domains, failed=self.failed, drained=self.drained,
             policy=self.policy, queues=list(self.queues.values()), queue_evictions=self.queue_evictions,
@@ -427,6 +453,7 @@ class FleetState:
         for gang in value.gangs:
             state._reinstate(gang)
         state.now_s, state.wake_at_s, state.dirty = value.now_s, value.wake_at_s, value.dirty
+        state.decided_s = value.decided_s
         state.fresh, state._next_seq = set(value.fresh), value.next_seq
         state.occupancy.grown = mask_of(tuple(value.grown))
         return state
