@@ -72,17 +72,20 @@ class Controller:
 
     def step(self, deadline_s: float | None = None) -> Plan:
         """Wait for events until `deadline_s` or the state's own timer, whichever is first, and run one cycle."""
-        due_s = self.state.due_s
-        if deadline_s is None or (due_s is not None and due_s < deadline_s):
-            deadline_s = due_s
-        return self.cycle(self.executor.poll(deadline_s, self.state.next_decision_s))
+        state = self.state
+        due_s = state.due_s()
+        if due_s is not None and (deadline_s is None or due_s < deadline_s):
+            deadline_s = max(due_s, state.now_s)
+        quiet_until_s = state.decided_s + state.policy.decision_interval_s
+        return self.cycle(self.executor.poll(deadline_s, quiet_until_s))
 
     def cycle(self, inputs: Sequence[Event]) -> Plan:
         """Fold, answer, decide, write, act. A cycle in which nothing is due leaves no trace of the time that passed."""
         events = self.fold(inputs)
         replies = self._answer(events)
         state = self.state
-        if not state.is_due(state.now_s):
+        due_s = state.due_s()
+        if due_s is None or state.now_s < due_s:
             self._write(events, replies)
             return Plan(at_s=state.now_s, wake_at_s=state.wake_at_s)
         plan = decide(state, state.now_s)
@@ -102,8 +105,10 @@ class Controller:
         state = self.state
         events: list[Event] = []
         for event in inputs:
-            if type(event) is Ticked and (state.is_due(state.now_s) or not state.is_due(event.at_s)):
-                continue
+            if type(event) is Ticked:
+                due_s = state.due_s()
+                if due_s is None or not state.now_s < due_s <= event.at_s:
+                    continue
             state.fold(event)
             events.append(event)
         return events

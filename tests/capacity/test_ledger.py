@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from rackscale.capacity.ledger import FREE, Ledger, microseconds
+from rackscale.capacity.estate import microseconds
+from rackscale.capacity.ledger import FREE, Ledger
 from rackscale.events import (
     Action,
     Cancelled,
@@ -56,10 +57,13 @@ class Slow:
         for d, spec in enumerate(self.state.domains):
             self.delivered_gpu_us += spec.nodes * spec.gpus_per_node * passed_us
             free = 0
+            in_use = self.state.occupancy.held[d] or self.state.occupancy.claimed[d]
             for node in range(spec.nodes):
                 state = self._state(d, 1 << node)
                 if state == "idle" and free < spec.spares:
                     free, state = free + 1, "spare"
+                elif state == "idle" and in_use:
+                    state = "stranded"
                 self.spent[state] += spec.gpus_per_node * passed_us
 
     def _state(self, d: int, node: int) -> str:
@@ -179,7 +183,7 @@ def test_work_since_the_last_checkpoint_becomes_lost_when_the_attempt_dies() -> 
         ("lost", "node-failure"): 40 * 4,
         ("starting", "first-start"): 10 * 4,
         ("starting", "node-failure"): 10 * 4,
-        ("idle", ""): 150 * 2,
+        ("stranded", ""): 150 * 2,
         ("spare", ""): 200 * 2,
         ("unhealthy", ""): 50 * 2,
     }
@@ -228,7 +232,7 @@ def test_nodes_claimed_for_a_gang_that_is_cancelled_are_idle_again() -> None:
     ledger(Cancelled(at_s=50.0, job="vip"))
     found = charged(ledger, 100.0)
     assert found["claimed", ""] == 30 * 2 * 2
-    assert found["idle", ""] == found["spare", ""] == (20 + 50) * 2
+    assert found["stranded", ""] == found["spare", ""] == (20 + 50) * 2
 
 
 def test_events_of_an_attempt_that_is_over_count_for_nothing() -> None:

@@ -224,7 +224,8 @@ def check_nobody_waits_for_nothing(state: FleetState, waiting: list[str]) -> Non
     if state.dirty or (state.wake_at_s is not None and state.wake_at_s <= state.now_s):
         return
     for name in waiting:
-        assert place(state, state.jobs[state.gangs[name].job]) is None, f"{name} fits and was not started"
+        job = state.jobs[state.gangs[name].job]
+        assert place(state, job.choices[0], job) is None, f"{name} fits and was not started"
 
 
 def check_restored(state: FleetState) -> None:

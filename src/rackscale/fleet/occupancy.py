@@ -94,6 +94,11 @@ class Occupancy:
         self.up[d] = mask
         self._refresh(d)
 
+    def set_spares(self, d: int, spares: int) -> None:
+        if self.spares[d] != spares:
+            self.spares[d] = spares
+            self._refresh(d)
+
     def hold(self, d: int, mask: int) -> None:
         assert not self.held[d] & mask, "a node is held twice"
         self._remember(d)

@@ -1,21 +1,33 @@
 """Where a gang fits without moving anybody: best fit by NVLink domain, from the bucket index.
 
-Preference: fewest free nodes left over in the domains used, then the cheapest system, then the cluster delivered
-first; inside a cluster, domains that lie close together in fabric order.
+Preference: what keeps away from shunned domains, then what lies inside one unit of the preferred fabric level; then
+fewest free nodes left over in the domains used, then the smallest fabric unit around them, then the cheapest system,
+then the cluster delivered first; inside a unit, domains that lie close together in fabric order. Spares are never
+used up by a placement, so none is broken into.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
 
 from rackscale.events import Binding, Segment
-from rackscale.fleet.occupancy import Occupancy, lowest_nodes, members
+from rackscale.fleet.fabric import Units
+from rackscale.fleet.occupancy import Occupancy, lowest_nodes, mask_of, members
 from rackscale.fleet.state import FleetState
-from rackscale.fleet.topology import Group
-from rackscale.workload import Job, Shape
+from rackscale.fleet.topology import Group, Topology
+from rackscale.workload import LEVELS, Job, Level, Nearness, Offer, Shape
 
 WINDOW = 64
 """Equally good domains among which the closest are sought; more would cost time and change little."""
+ANYWHERE = -1
+"""The set of all domains."""
+
+
+class Books(Protocol):
+    """Where room is looked for: buckets[r] is the set of domains with room r."""
+
+    buckets: list[int]
 
 
 class Placement(NamedTuple):
@@ -26,32 +38,91 @@ class Placement(NamedTuple):
     """Room that remains in the domains used."""
 
 
-def place(state: FleetState, job: Job, *, avoid: int = 0, shape: Shape | None = None) -> Placement | None:
-    """The best placement of one gang now, or None. `avoid` is a set of domains not to use."""
+class Wish(NamedTuple):
+    """What a placement has to look like, beyond the shape."""
+
+    within: Level | None = None
+    """All segments in one unit of this level."""
+    spread: Level | None = None
+    """Each segment in another unit of this level; domain: the same as a shape that may not share domains."""
+
+
+NO_WISHES = (Wish(),)
+
+
+class Search(NamedTuple):
+    """What is looked for, and where."""
+
+    topology: Topology
+    books: Books
+    shape: Shape
+    wish: Wish = NO_WISHES[0]
+
+
+def place(
+    state: FleetState,
+    offer: Offer,
+    job: Job,
+    *,
+    books: Occupancy | None = None,
+    avoid: int = 0,
+    shun: int = 0,
+) -> Placement | None:
+    """The best placement of one gang of the job in this shape now, or None.
+
+    `books`: where to look for room (default: the state's). `avoid`: domains not to use. `shun`: domains to use only if
+    there is no placement without them.
+    """
+    books = state.occupancy if books is None else books
+    groups = state.topology.groups(offer.system or job.system, job.cluster)  # the cheapest first
+    for hidden in (avoid | shun, avoid) if shun else (avoid,):
+        for wish in wishes(job.nearness, offer.shape):
+            found = _best(Search(state.topology, books, offer.shape, wish), groups, hidden)
+            if found is not None:
+                return found
+    return None
+
+
+def wishes(nearness: Nearness, shape: Shape) -> tuple[Wish, ...]:
+    """What to try in turn: what is preferred, then what is required. One segment is near to itself wherever it is."""
+    if shape.segments == 1:
+        return NO_WISHES
+    within, prefer, spread = nearness.within, nearness.prefer, nearness.spread
+    required = Wish(within, spread)
+    if prefer is None or (within is not None and LEVELS.index(prefer) >= LEVELS.index(within)):
+        return (required,)
+    return Wish(prefer, spread), required
+
+
+def _best(search: Search, groups: Iterable[Group], avoid: int) -> Placement | None:
+    """The best placement over the groups."""
     best: Placement | None = None
-    shape = shape or job.shape
-    for group in state.topology.groups(job.system, job.cluster):  # the cheapest first
-        found = place_in(state.occupancy, group, shape, avoid)
-        if found is not None and (best is None or found.free_nodes_left < best.free_nodes_left):
-            best = found
-            if best.free_nodes_left == 0:
+    reach = 0
+    for group in groups:
+        found = place_in(search, group, avoid)
+        if found is None or (best is not None and found.free_nodes_left > best.free_nodes_left):
+            continue
+        far = 0 if search.shape.segments == 1 else search.topology.reach(found.domains)
+        if best is None or (found.free_nodes_left, far) < (best.free_nodes_left, reach):
+            best, reach = found, far
+            if best.free_nodes_left == 0 and reach <= 1:
                 break
     return best
 
 
-def place_in(occupancy: Occupancy, group: Group, shape: Shape, avoid: int = 0) -> Placement | None:
+def place_in(search: Search, group: Group, avoid: int = 0) -> Placement | None:
     """The best placement inside one group of domains, or None."""
-    within = group.domains & ~avoid
+    shape, domains = search.shape, group.domains & ~avoid
     if shape.segments == 1:
-        return place_one(occupancy, within, shape.nodes_per_segment)
-    if shape.may_share_domain:
-        return _share(occupancy, within, shape)
-    return _spread(occupancy, within, shape)
+        return place_one(search.books, domains, shape.nodes_held_per_segment)
+    if shape.may_share_domain and search.wish.spread is None:
+        return _share(search, group, domains)
+    return _apart(search, group, domains)
 
 
-def place_one(occupancy: Occupancy, within: int, nodes: int) -> Placement | None:
+def place_one(books: Books, within: int, nodes: int) -> Placement | None:
     """Best fit of one segment inside a set of domains."""
-    buckets = occupancy.buckets
+    buckets = books.buckets
     for room in range(nodes, len(buckets)):
         candidates = buckets[room] & within
         if candidates:
@@ -59,48 +130,153 @@ def place_one(occupancy: Occupancy, within: int, nodes: int) -> Placement | None
     return None
 
 
-def _spread(occupancy: Occupancy, within: int, shape: Shape) -> Placement | None:
-    """One domain per segment, those with the least room first."""
-    needed, nodes = shape.segments, shape.nodes_per_segment
+# -- one domain per segment --------------------------------------------------------------------------------------------
+
+
+def _apart(search: Search, group: Group, domains: int) -> Placement | None:
+    """One domain per segment, or one unit of the wished level per segment: those with the least room first."""
+    topology, books, shape, wish = search
+    units = None if wish.spread in (None, "domain") else topology.fabric(wish.spread, group)
+    if group.leaves > 1 or wish.within == "domain":
+        region = _region(search, group, domains, units)
+        if region is None:
+            return None
+        domains &= region
+    buckets, needed, nodes = books.buckets, shape.segments, shape.nodes_held_per_segment
     chosen: list[int] = []
     left = 0
-    for room in range(nodes, len(occupancy.buckets)):
-        candidates = occupancy.buckets[room] & within
+    for room in range(nodes, len(buckets)):
+        candidates = buckets[room] & domains
         if not candidates:
             continue
+        if units is not None:
+            candidates = units.first(candidates)
         count = candidates.bit_count()
         take = min(count, needed - len(chosen))
-        chosen += closest(candidates, take, chosen) if take < count else members(candidates)
+        taken = closest(candidates, take, chosen) if take < count else list(members(candidates))
+        chosen += taken
         left += take * (room - nodes)
         if len(chosen) == needed:
             return Placement(sorted(chosen), left)
+        if wish.spread is not None and units is not None:
+            for d in taken:
+                domains &= ~topology.unit(wish.spread, d)
     return None
 
 
-def _share(occupancy: Occupancy, within: int, shape: Shape) -> Placement | None:
+def _region(search: Search, group: Group, domains: int, units: Units | None) -> int | None:
+    """The unit to place the gang in: of those that leave the fewest free nodes, one of the lowest level. None: none."""
+    topology, books, shape, wish = search
+    buckets = books.buckets
+    needed = shape.segments
+    stages: list[int] = []
+    so_far = least = 0
+    for room in range(shape.nodes_held_per_segment, len(buckets)):
+        so_far |= buckets[room] & domains
+        # A unit that segments must not share counts once, by its head.
+        stages.append(so_far if units is None else units.occupied(so_far))
+        least += max(0, needed - stages[-1].bit_count())
+    if not stages or stages[-1].bit_count() < needed:
+        return None
+    lowest = 1 if wish.spread is None else LEVELS.index(wish.spread) + 1
+    if wish.within is None:
+        return _tightest(topology, group, stages, needed, LEVELS[lowest:])
+    best: tuple[int, int] | None = None
+    for level in LEVELS[lowest : LEVELS.index(wish.within) + 1]:
+        found = topology.fabric(level, group).best(stages, needed)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+            if best[0] == least:
+                break
+    return best[1] if best else None
+
+
+def _tightest(
+    topology: Topology, group: Group, stages: list[int], needed: int, levels: Iterable[Level]
+) -> int:
+    """The smallest unit in which the gang leaves as few free nodes as it does anywhere in the group."""
+    base = 0
+    for stage in stages:
+        if stage.bit_count() >= needed:
+            break
+        base = stage  # all of these are used by every best placement
+    candidates, take = stage & ~base, needed - base.bit_count()
+    for level in levels:
+        if base:
+            unit = topology.unit(level, base.bit_length() - 1)
+            if not base & ~unit and (candidates & unit).bit_count() >= take:
+                return unit
+            continue
+        units = topology.fabric(level, group)
+        heads = units.holding(candidates, take)
+        if heads:
+            return units.scarcest(heads, stages[-1])
+    return ANYWHERE
+
+
+# -- several segments per domain ---------------------------------------------------------------------------------------
+
+
+def _share(search: Search, group: Group, domains: int) -> Placement | None:
+    """Several segments per domain, anywhere in the group or inside one unit of the wished level."""
+    topology, books, shape, (within, _) = search
+    if within == "domain":
+        found = place_one(books, domains, shape.nodes_held)
+        return found and Placement(found.domains * shape.segments, found.free_nodes_left)
+    buckets = books.buckets
+    bound = _fill(topology, buckets, domains, shape)
+    if bound is None or within is None or topology.reach(bound.domains) <= LEVELS.index(within):
+        return bound
+    units = topology.fabric(within, group)
+    usable = 0
+    for room in range(shape.nodes_held_per_segment, len(buckets)):
+        usable |= buckets[room] & domains
+    aim = _opened(bound)
+    best: Placement | None = None
+    for head in members(units.occupied(usable)):
+        found = _fill(topology, buckets, usable & units.mask(head), shape)
+        if found is not None and (best is None or _opened(found) < _opened(best)):
+            best = found
+            if _opened(best) <= aim:
+                break
+    return best
+
+
+def _opened(placement: Placement) -> tuple[int, int]:
+    return len(set(placement.domains)), placement.free_nodes_left
+
+
+def _fill(topology: Topology, buckets: list[int], within: int, shape: Shape) -> Placement | None:
     """Several segments per domain: the fewest domains, the last of them by best fit."""
-    needed, nodes = shape.segments, shape.nodes_per_segment
+    needed, nodes = shape.segments, shape.nodes_held_per_segment
     chosen: list[int] = []
     left = 0
     while needed:
         whole = needed * nodes
-        rooms = [
-            *range(whole, len(occupancy.buckets)),
-            *range(min(whole, len(occupancy.buckets)) - 1, nodes - 1, -1),
-        ]
+        rooms = [*range(whole, len(buckets)), *range(min(whole, len(buckets)) - 1, nodes - 1, -1)]
         for room in rooms:
-            candidates = occupancy.buckets[room] & within
+            candidates = buckets[room] & within
             if candidates:
                 break
         else:
             return None
-        (d,) = closest(candidates, 1, chosen)
+        d = _neighbour(topology, candidates, chosen)
         within &= ~(1 << d)
         take = min(needed, room // nodes)
         chosen += [d] * take
         needed -= take
         left += room - take * nodes
     return Placement(sorted(chosen), left)
+
+
+def _neighbour(topology: Topology, candidates: int, chosen: list[int]) -> int:
+    """The candidate in the smallest unit with the first domain chosen; of those, the closest in fabric order."""
+    for level in LEVELS[1:] if chosen else ():
+        near = candidates & topology.unit(level, chosen[0])
+        if near:
+            candidates = near
+            break
+    return closest(candidates, 1, chosen)[0]
 
 
 def closest(candidates: int, count: int, anchor: list[int]) -> list[int]:
@@ -135,24 +311,40 @@ def _nearest(below: int, above: int, at: int, count: int) -> list[int]:
     return near
 
 
-def bind(state: FleetState, placement: Placement, shape: Shape) -> Binding:
-    """The nodes of a placement: the lowest free ones of each domain, in rank order."""
-    taken: dict[int, int] = {}
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+def bind(
+    state: FleetState,
+    placement: Placement,
+    shape: Shape,
+    *,
+    books: Occupancy | None = None,
+    forbidden: Mapping[int, int] = {},
+) -> Binding:
+    """The nodes of a placement: the lowest free ones of each domain, in rank order; the gang's own spares after them.
+
+    `forbidden[d]` is a mask of nodes of domain d not to take; that enough others are free is the caller's to know.
+    """
+    occupancy = state.occupancy if books is None else books
+    taken = dict(forbidden)
     segments = []
     for d in placement.domains:
-        nodes = lowest_nodes(state.occupancy.free[d] & ~taken.get(d, 0), shape.nodes_per_segment)
-        taken[d] = taken.get(d, 0) | sum(1 << n for n in nodes)
-        segments.append(Segment(domain=state.domains[d].name, nodes=nodes))
+        nodes = lowest_nodes(occupancy.free[d] & ~taken.get(d, 0), shape.nodes_held_per_segment)
+        taken[d] = taken.get(d, 0) | mask_of(nodes)
+        work = shape.nodes_per_segment
+        segments.append(Segment(domain=state.domains[d].name, nodes=nodes[:work], spares=nodes[work:]))
     return tuple(segments)
 
 
 def ever_fits(state: FleetState, job: Job) -> bool:
-    """Whether the gang would fit somewhere if the whole fleet were healthy and empty."""
-    shape = job.shape
-    for group in state.topology.groups(job.system, job.cluster):
-        per_domain = group.largest // shape.nodes_per_segment
-        if not shape.may_share_domain:
-            per_domain = min(per_domain, 1)
-        if per_domain * group.members >= shape.segments:
-            return True
-    return False
+    """Whether the gang would fit somewhere, in some shape, if the whole fleet were there, healthy and empty."""
+    topology = state.topology
+    kept = state.policy.spares == "fixed" and not job.cpu_only
+    books = topology.empty if kept else topology.whole
+    return any(
+        place_in(Search(topology, books, offer.shape, wish), group) is not None
+        for offer in job.choices
+        for wish in wishes(job.nearness, offer.shape)[-1:]
+        for group in topology.groups(offer.system or job.system, job.cluster)
+    )

@@ -59,7 +59,7 @@ class Run:
     def start(self, at_s: float, attempt: int, binding: Binding, choice: int = 0) -> None:
         """Begin an attempt on these nodes, in this of the job's choices."""
         self.status, self.attempt, self.binding = Status.STARTING, attempt, binding
-        self._throughput = self._throughput_of(choice)
+        self._throughput = self.job.offers[choice - 1].throughput if choice else 1.0
         self._finish_s, self._saves, self._reports = inf, False, False
         self._ticket = self._agenda.put(at_s + self.job.durability.restart_s, self)
 
@@ -94,15 +94,13 @@ class Run:
     def resume(self, gang: Gang, now_s: float) -> None:
         """Be where a live gang is now."""
         self.attempt, self.binding, self.status = gang.attempt, gang.binding, gang.status
-        self.kept_s, self._throughput = gang.kept_s, self._throughput_of(gang.choice)
+        self.kept_s, self._throughput = gang.kept_now_s(now_s), gang.throughput
         durability = self.job.durability
         if gang.status is Status.STARTING:
             assert gang.started_s is not None
             self._next(max(now_s, gang.started_s + durability.restart_s))
         elif gang.status is Status.RUNNING:
             self._mark_s = now_s - gang.at_risk_s(now_s)
-            if gang.saves_every_s is not None:
-                self.kept_s += (self._mark_s - gang.kept_until_s) * self._throughput
             self._finish_s = self._mark_s + (self.true_s - self.kept_s) / self._throughput
             if self._finish_s <= now_s:
                 self._finish_s = now_s + OVERRUN * self.true_s / self._throughput
@@ -135,9 +133,6 @@ class Run:
             return Checkpointed(at_s=at_s, gang=self.gang, attempt=self.attempt)
         assert self.status is Status.LEAVING, "only what starts, runs or leaves has a next thing"
         return self._end(at_s, "finished" if at_s >= self._finish_s else "left")
-
-    def _throughput_of(self, choice: int) -> float:
-        return self.job.offers[choice - 1].throughput if choice else 1.0
 
     def _keep(self, at_s: float) -> None:
         """Count what the periodic checkpoints until now keep, unless events report them."""
