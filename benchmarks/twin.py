@@ -3,8 +3,9 @@
 Usage: python -m benchmarks.twin [--gpus N ...] [--days D] [--load L] [--seed S] [--json]
 
 The load is `benchmarks.mix`, the loop is `rackscale.twin.play`: everything that a rehearsal does, its ledger and its
-counts too. An event is one record of the journal (the split says which). Times are of this process on one core: `cpu` is what the machine gave it, `wall` what a
-clock on the wall showed. Every size runs in a process of its own, so that the memory is its own.
+counts too. An event is one record of the journal (the split says which). Times are of this process on one core: `cpu`
+is what the machine gave it, `wall` what a clock on the wall showed. Every size runs in a process of its own, so that
+the memory is its own.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from random import Random
 
 import msgspec
@@ -137,8 +136,7 @@ class Work(Struct, frozen=True, kw_only=True):
         return self.count is not None or not (self.arrivals is None or self.arrivals.single)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
+class Submission(Struct, frozen=True, kw_only=True):
     """One job as it arrives in a rehearsal."""
 
     at_s: float

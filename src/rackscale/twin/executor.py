@@ -165,7 +165,8 @@ class TwinExecutor:
 
     def _submitted(self, event: Submitted) -> None:
         """A job that the twin does not know takes as long as its owner expects."""
-        self._admit(event.job, event.job.duration_s)
+        if event.job.name not in self._runs:
+            self._admit(event.job, event.job.duration_s)
 
     def _ended(self, event: GangEnded) -> None:
         run = self._runs[event.gang]
