@@ -66,6 +66,7 @@ def begin_bookings(cycle: Cycle) -> None:
         found = place(state, offer, wants, avoid=avoid)
         if found is not None:
             binding = bind(state, found, booking.shape)
+            cycle.promises.keep(f"@{booking.name}")
             cycle.keep(binding)
             cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
         elif cycle.due and state.policy.preemption:
@@ -78,6 +79,7 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
     clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, Charge())))
     if clearing is not None:
+        cycle.promises.keep(f"@{booking.name}")
         cycle.keep(clearing.binding)
         cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
         evict(cycle, clearing, booking.name, priority)

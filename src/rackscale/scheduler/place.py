@@ -96,7 +96,7 @@ def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[objec
             continue
         offer = job.choices[choice] if job.offers else Offer(shape=job.shape, system=job.system)
         found = find(cycle, key, cls, job, offer)
-        if found is not None and _start(cycle, gang, job, offer, choice, found):
+        if found is not None and _start(cycle, gang, choice, found):
             return None
     if limits == len(choices):
         return LIMITED
@@ -181,9 +181,11 @@ def _siblings(cycle: Cycle, job: Job) -> int:
     return found
 
 
-def _start(cycle: Cycle, gang: Gang, job: Job, offer: Offer, choice: int, found: Placement) -> bool:
+def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
     """Start the gang there; False if that would cost its queue more than it may have."""
     state = cycle.state
+    job = state.jobs[gang.job]
+    offer = job.choices[choice]
     if job.cpu_only:
         binding = bind(state, found, offer.shape, books=state.machines.cpu.occupancy)
         cycle.give(gang, Charge())

@@ -12,6 +12,7 @@ from decimal import Decimal
 from msgspec import Struct
 
 from rackscale.capacity.ledger import STATES, US_PER_H, Ledger, Row
+from rackscale.capacity.quality import Meter, Quality
 from rackscale.control import Controller, Log
 from rackscale.events import Configured, Delivered, Event, Input
 from rackscale.fleet.gangs import Status
@@ -74,6 +75,7 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
     occupancy: tuple[float, ...]
     """Share of the delivered GPUs that gangs held, at equal distances from the start."""
     totals: tuple[Total, ...]
+    quality: Quality
     ledger: tuple[Row, ...]
     events: dict[str, int]
     """Events by type."""
@@ -130,7 +132,8 @@ def play(
     start_s = twin.now_s
     ledger = Ledger(by_job=by_job)
     ledger.adopt(state, start_s)
-    tally = Tally(ledger, start_s=start_s, until_s=until_s, samples=SAMPLES)
+    meter = Meter(ledger, start_s=start_s)
+    tally = Tally(meter, start_s=start_s, until_s=until_s, samples=SAMPLES)
     controller = Controller(state, twin, log=log, listeners=(tally, *listeners))
     with _few_collections():
         while twin.now_s < until_s and not twin.done:
@@ -142,7 +145,7 @@ def play(
     if progress is not None:
         progress(_progress(state, twin, tally, until_s))
     wall_s = time.perf_counter() - started_s
-    return _rehearsal(state, ledger, tally, seed=seed, start_s=start_s, until_s=until_s, wall_s=wall_s)
+    return _rehearsal(state, ledger, tally, meter, seed=seed, start_s=start_s, until_s=until_s, wall_s=wall_s)
 
 
 @contextmanager
@@ -164,7 +167,8 @@ def _progress(state: FleetState, twin: TwinExecutor, tally: Tally, until_s: floa
 
 
 def _rehearsal(
-    state: FleetState, ledger: Ledger, tally: Tally, *, seed: int, start_s: float, until_s: float, wall_s: float
+    state: FleetState, ledger: Ledger, tally: Tally, meter: Meter, *, seed: int, start_s: float, until_s: float,
+    wall_s: float,
 ) -> Rehearsal:  # fmt: skip
     rows = ledger.rows(until_s)
     waiting = sum(gang.status is Status.WAITING for gang in state.gangs.values())
@@ -188,6 +192,7 @@ def _rehearsal(
         restarts=dict(tally.restarts),
         occupancy=tuple(tally.occupancy),
         totals=_totals(rows, ledger.delivered_gpu_us()),
+        quality=meter.answer(until_s),
         ledger=rows,
         events=events,
         wall_s=wall_s,
