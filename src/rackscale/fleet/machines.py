@@ -112,12 +112,12 @@ class Machines:
     def masks(self, binding: Binding) -> tuple[tuple[int, int], ...]:
         """(domain index, mask of all nodes held), by segment."""
         index = self.topology.index
-        return tuple((index[s.domain], mask_of(s.nodes) | mask_of(s.spares)) for s in binding)
+        return tuple([(index[s.domain], mask_of(s.nodes + s.spares)) for s in binding])
 
     def gpus(self, binding: Binding) -> int:
         """GPUs of the nodes that work."""
-        topology = self.topology
-        return sum(len(s.nodes) * topology.domains[topology.index[s.domain]].gpus_per_node for s in binding)
+        index, domains = self.topology.index, self.topology.domains
+        return sum([len(s.nodes) * domains[index[s.domain]].gpus_per_node for s in binding])
 
     def charge(self, binding: Binding) -> Charge:
         """What the binding costs a queue."""
