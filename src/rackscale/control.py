@@ -14,6 +14,10 @@ from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 
 
+Decide = Callable[[FleetState, float], Plan]
+"""What drives a fleet: the scheduler's `decide`, or another function of its signature to compare it with."""
+
+
 class Executor(Protocol):
     """Runs gangs somewhere. Actions are idempotent by (gang, attempt): asking twice starts nothing twice."""
 
@@ -65,8 +69,10 @@ class Controller:
         log: Log | None = None,
         listeners: Iterable[Callable[[Event], None]] = (),
         inbox: Inbox | None = None,
+        decide: Decide = decide,
     ) -> None:
         self.state, self.executor, self.log, self.inbox = state, executor, log, inbox
+        self.decide = decide
         self.listeners = tuple(listeners)
 
     def step(self, deadline_s: float | None = None) -> Plan:
@@ -84,7 +90,7 @@ class Controller:
         if not state.dirty and (state.wake_at_s is None or state.now_s < state.wake_at_s):
             self._write(events, replies)
             return Plan(at_s=state.now_s, wake_at_s=state.wake_at_s)
-        plan = decide(state, state.now_s)
+        plan = self.decide(state, state.now_s)
         decided = Decided(at_s=state.now_s, plan=plan)
         events.append(decided)
         self._write(events, replies)
