@@ -6,6 +6,7 @@ order, backfill, placement and preemption. Spares, quotas and what the scheduler
 
     Fifo      strict order, the head of the line blocks. Slurm's sched/builtin; Kueue's StrictFIFO.
     Easy      the head is promised a start, others go ahead if they don't delay it; preemption by quota.
+    Racks     Easy, but what the head is promised is domains, not a number of nodes.
     Scatter   Easy, but a segment goes to any domain with room: no best fit by domain.
 
 What they stand for, as documented in November 2026:
@@ -28,6 +29,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from math import inf
 from zlib import crc32
 
@@ -37,7 +39,7 @@ from rackscale.fleet.occupancy import Occupancy, lowest_nodes, mask_of, members
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.decide import Cycle
 from rackscale.scheduler.preempt import cost
-from rackscale.workload import Shape
+from rackscale.workload import Job, Shape
 
 DEPTH = 500
 """Waiting gangs behind the head that are tried in one decision: Slurm's default for bf_max_job_test."""
@@ -46,30 +48,30 @@ HEADS = 8
 OVERRUN = 0.1
 """A gang that runs longer than was said is expected to take this share of the estimate more, as in the twin."""
 
-Place = Callable[[Occupancy, Gang, Shape], list[int] | None]
-"""Domains for the segments of a gang, one each, or None."""
+Place = Callable[[Occupancy, Gang, Shape, int], list[int] | None]
+"""Domains for the segments of a gang, one each, or None. The number is a set of domains not to use."""
 LineKey = tuple[int, bool, int, int]
 
 
-def best_fit(occupancy: Occupancy, gang: Gang, shape: Shape) -> list[int] | None:  # noqa: ARG001 - a `Place`
+def best_fit(occupancy: Occupancy, gang: Gang, shape: Shape, avoid: int) -> list[int] | None:  # noqa: ARG001 - a `Place`
     """The domains with the least room that is enough, in fabric order."""
     chosen: list[int] = []
     for room in range(shape.nodes_per_segment, len(occupancy.buckets)):
-        for d in members(occupancy.buckets[room]):
+        for d in members(occupancy.buckets[room] & ~avoid):
             chosen.append(d)
             if len(chosen) == shape.segments:
                 return sorted(chosen)
     return None
 
 
-def scatter(occupancy: Occupancy, gang: Gang, shape: Shape) -> list[int] | None:
+def scatter(occupancy: Occupancy, gang: Gang, shape: Shape, avoid: int) -> list[int] | None:
     """Any domains with room: the first in fabric order from a place that the gang's name decides.
 
     What a scheduler does that scores nodes one by one: whole free nodes all score the same.
     """
     fitting = 0
     for room in range(shape.nodes_per_segment, len(occupancy.buckets)):
-        fitting |= occupancy.buckets[room]
+        fitting |= occupancy.buckets[room] & ~avoid
     if fitting.bit_count() < shape.segments:
         return None
     at = crc32(f"{gang.name}/{gang.attempt}".encode()) % len(occupancy.room)
@@ -85,14 +87,12 @@ def scatter(occupancy: Occupancy, gang: Gang, shape: Shape) -> list[int] | None:
 class Fifo:
     """Priority, then those that ran before, then submission; nobody passes a gang that does not fit."""
 
-    backfill = False
-
     def __init__(self, place: Place = best_fit) -> None:
         self._place = place
         self._line: list[tuple[LineKey, str]] | None = None
         """Waiting gangs in order. Those that have ended meanwhile are dropped when they are met."""
-        self._begun: list[tuple[float, int]] = []
-        """Gangs started in this decision: when they are expected to end, and their nodes."""
+        self._begun: list[tuple[float, int, int]] = []
+        """Segments started in this decision: when they are expected to end, their domain and their nodes."""
 
     def __call__(self, state: FleetState, now_s: float) -> Plan:
         timer = state.wake_at_s is not None and now_s >= state.wake_at_s
@@ -136,11 +136,11 @@ class Fifo:
             yield gang
             at += len(self._line) == before
 
-    def _go(self, state: FleetState, gang: Gang, actions: list[Action]) -> bool:
+    def _go(self, state: FleetState, gang: Gang, actions: list[Action], avoid: int = 0) -> bool:
         """Start the gang if it fits now."""
         job, occupancy = state.jobs[gang.job], state.occupancy
         shape = job.shape
-        domains = self._place(occupancy, gang, shape)
+        domains = self._place(occupancy, gang, shape, avoid)
         if domains is None:
             return False
         binding: Binding = ()
@@ -151,7 +151,8 @@ class Fifo:
         actions.append(
             Start(gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=Reason(code="fits"))
         )
-        self._begun.append((_end_s(state, gang, state.now_s), shape.nodes))
+        end_s = _end_s(state, gang, state.now_s)
+        self._begun += [(end_s, d, shape.nodes_per_segment) for d in domains]
         assert self._line is not None
         key = (-gang.priority, not gang.front, gang.rank, gang.seq)
         del self._line[bisect.bisect_left(self._line, (key, gang.name))]
@@ -173,7 +174,13 @@ class Easy(Fifo):
     queue without quota preempts only lower priorities of its own queue.
     """
 
+    def __init__(self, place: Place = best_fit) -> None:
+        super().__init__(place)
+        self._owed: set[str] = set()
+        """Gangs that others were sent away for, and that still wait."""
+
     def _start(self, state: FleetState, now_s: float, actions: list[Action]) -> bool:
+        self._owed = {name for name in self._owed if name in state.gangs and not state.gangs[name].binding}
         waiting = self._waiting(state)
         head = next((gang for gang in waiting if not self._go(state, gang, actions)), None)
         if head is None:
@@ -181,39 +188,55 @@ class Easy(Fifo):
         rooms = state.occupancy.buckets
         if not any(rooms[1:]):
             return True
-        shadow_s, extra = self._reserve(state, head, now_s)
-        failed: set[tuple[int, int]] = set()
-        for tried, gang in enumerate(waiting):
+        shadow_s, extra, kept = self._reserve(state, head, now_s)
+        failed: set[Shape] = set()
+        for gang in list(islice(waiting, DEPTH)):
             job = state.jobs[gang.job]
             shape = job.shape
-            what = (shape.segments, shape.nodes_per_segment)
-            if tried == DEPTH or (1, 1) in failed:
-                break
-            takes_s = inf if job.duration_s is None else job.duration_s - gang.kept_s
-            passing = now_s + job.durability.restart_s + takes_s <= shadow_s
-            if what in failed or not (passing or shape.nodes <= extra):
+            if shape in failed:
                 continue
-            if not self._go(state, gang, actions):
-                failed.add(what)
-            elif not passing:
+            passing = self._passes(gang, job, now_s, shadow_s)
+            if not (passing or shape.nodes <= extra or gang.name in self._owed):
+                continue
+            owed = gang.name in self._owed
+            if not self._go(state, gang, actions, 0 if passing else kept):
+                failed.add(shape)
+                if shape.nodes == 1:
+                    break
+            elif not (passing or owed):
                 extra -= shape.nodes
         return True
 
-    def _reserve(self, state: FleetState, head: Gang, now_s: float) -> tuple[float, int]:
-        """When enough nodes are expected to be free for the head, and how many more will be then."""
-        need = state.jobs[head.job].shape.nodes
+    def _passes(self, gang: Gang, job: Job, now_s: float, shadow_s: float) -> bool:
+        """Whether the gang is expected to end before the reservation begins."""
+        if job.duration_s is None:
+            return shadow_s == inf
+        return now_s + job.durability.restart_s + job.duration_s - gang.kept_s <= shadow_s
+
+    def _go(self, state: FleetState, gang: Gang, actions: list[Action], avoid: int = 0) -> bool:
+        started = super()._go(state, gang, actions, avoid)
+        if started:
+            self._owed.discard(gang.name)
+        return started
+
+    def _reserve(self, state: FleetState, head: Gang, now_s: float) -> tuple[float, int, int]:
+        """When enough nodes are expected to be free for the head, how many more will be then, and where it starts.
+
+        A count knows no place: the set of domains is empty. Those that others were sent away for have their nodes reserved with the head's.
+        """
+        need = sum(state.jobs[state.gangs[name].job].shape.nodes for name in self._owed | {head.name})
         free = _free(state)
         if free >= need:
-            return now_s, free - need
+            return now_s, free - need, 0
         ends = [
             (_end_s(state, gang, now_s), sum(len(segment.nodes) for segment in gang.binding))
             for gang in _holders(state)
         ]
-        for end_s, nodes in sorted(ends + self._begun):
+        for end_s, nodes in sorted(ends + [(end_s, nodes) for end_s, _, nodes in self._begun]):
             free += nodes
             if free >= need:
-                return end_s, free - need
-        return inf, 0
+                return end_s, free - need, 0
+        return inf, 0, 0
 
     def _wait(self, state: FleetState, now_s: float, actions: list[Action], leaving: set[str]) -> None:
         """Preempt for the first in the line, by quota."""
@@ -224,7 +247,10 @@ class Easy(Fifo):
                 break
             job = state.jobs[gang.job]
             need = job.shape.nodes * quota.gpus_per_node
-            for victim in quota.victims(gang, need, free * quota.gpus_per_node):
+            victims = quota.victims(gang, need, free * quota.gpus_per_node)
+            if victims:
+                self._owed.add(gang.name)
+            for victim in victims:
                 price = cost(state, victim, now_s)
                 reason = Reason(
                     code="preempted-for", for_gang=gang.name, lost_gpu_s=price.lost_gpu_s,
@@ -235,7 +261,8 @@ class Easy(Fifo):
                     Preempt(gang=victim.name, attempt=victim.attempt, grace_s=grace_s, reason=reason)
                 )
                 leaving.add(victim.name)
-            quota.promise(job.queue, need)
+            if victims or tried == 0 or quota.short(need, free * quota.gpus_per_node) <= 0:
+                quota.promise(job.queue, need)
 
 
 class Quotas:
@@ -257,7 +284,7 @@ class Quotas:
             self.used[job.queue] += gang.gpus
             if gang.status is Status.RUNNING and job.preemptible:
                 self.running.append(gang)
-        self.running.sort(key=lambda gang: (gang.priority, -(gang.started_s or 0.0), gang.name))
+        self._ranked = False
 
     def quota(self, queue: str) -> float:
         found = self.state.queues.get(queue)
@@ -268,22 +295,24 @@ class Quotas:
         self.used[queue] += gpus
         self.coming -= gpus
 
+    def short(self, need: int, free: int) -> int:
+        """GPUs that are missing in number, with what is free and what comes."""
+        return need - free - self.coming
+
     def victims(self, gang: Gang, need: int, free: int) -> list[Gang]:
         """Whom to send away so that `need` GPUs are free in number; nobody if that can't be reached."""
         jobs = self.state.jobs
         queue = jobs[gang.job].queue
         within = self.used[queue] + need <= self.quota(queue)
-        short = need - free - self.coming
+        short = self.short(need, free)
         if short <= 0:
             return []
-        own = [other for other in self.running if jobs[other.job].queue == queue]
-        others = [other for other in self.running if jobs[other.job].queue != queue] if within else []
         taken: list[Gang] = []
         used = self.used.copy()
         gained = 0
-        for other in (*others, *own):
+        for other in self._candidates(gang, queue, within):
             theirs = jobs[other.job].queue
-            if other.priority >= gang.priority if theirs == queue else used[theirs] <= self.quota(theirs):
+            if theirs != queue and used[theirs] <= self.quota(theirs):
                 continue
             taken.append(other)
             used[theirs] -= other.gpus
@@ -302,10 +331,58 @@ class Quotas:
             self._take(other)
         return kept
 
+    def _candidates(self, gang: Gang, queue: str, within: bool) -> list[Gang]:
+        """Other queues' gangs first, then lower priorities of its own queue."""
+        jobs = self.state.jobs
+        over = (
+            {name for name, used in self.used.items() if name != queue and used > self.quota(name)}
+            if within
+            else ()
+        )
+        if not over and not self.state.tenants.any_below(gang.priority):
+            return []
+        if not self._ranked:
+            self.running.sort(key=lambda g: (g.priority, -(g.started_s or 0.0), g.name))
+            self._ranked = True
+        own = [g for g in self.running if g.priority < gang.priority and jobs[g.job].queue == queue]
+        return [g for g in self.running if jobs[g.job].queue in over] + own
+
     def _take(self, gang: Gang) -> None:
         self.used[self.state.jobs[gang.job].queue] -= gang.gpus
         self.coming += gang.gpus
         self.running.remove(gang)
+
+
+class Racks(Easy):
+    """`Easy` with a reservation of real domains: those where the head's segments are expected to fit first.
+
+    Closer to Slurm's backfill with topology/block, which plans with the nodes that it would select. What preempts is
+    still the quota, by count.
+    """
+
+    def _reserve(self, state: FleetState, head: Gang, now_s: float) -> tuple[float, int, int]:
+        shape, occupancy = state.jobs[head.job].shape, state.occupancy
+        begun: dict[int, list[tuple[float, int]]] = {}
+        for end_s, d, nodes in self._begun:
+            begun.setdefault(d, []).append((end_s, nodes))
+        fits: list[tuple[float, int, int]] = []
+        for d, on in enumerate(state.tenants.on):
+            at_s, room = now_s, occupancy.room[d]
+            if room < shape.nodes_per_segment:
+                ends = [
+                    (_end_s(state, state.gangs[name], now_s), mask.bit_count()) for name, mask in on.items()
+                ]
+                for end_s, nodes in sorted(ends + begun.get(d, [])):
+                    at_s, room = end_s, room + nodes
+                    if room >= shape.nodes_per_segment:
+                        break
+            if room >= shape.nodes_per_segment:
+                fits.append((at_s, occupancy.room[d], d))
+        chosen = sorted(fits)[: shape.segments]
+        if len(chosen) < shape.segments:
+            return inf, _free(state), 0
+        owed = sum(state.jobs[state.gangs[name].job].shape.nodes for name in self._owed if name != head.name)
+        return chosen[-1][0], max(0, _free(state) - owed), sum(1 << d for _, _, d in chosen)
 
 
 class Scatter(Easy):

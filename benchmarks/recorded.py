@@ -25,7 +25,7 @@ How the records become work (what is assumed is marked so):
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from math import ceil, exp
 from pathlib import Path
@@ -139,7 +139,7 @@ def world(
         _submission(number, arrival, mix, stream)
         for number, arrival in enumerate(sorted(arrivals, key=lambda a: (a.at_s, a.queue, a.duration_s)))
     )
-    used: Counter[str] = Counter()
+    used: dict[str, float] = defaultdict(float)
     for arrival in arrivals:
         used[arrival.queue] += arrival.shape.nodes * min(arrival.duration_s, until_s - arrival.at_s) / until_s
     demand = sum(used.values())
@@ -216,7 +216,7 @@ def _fleet(domains: int) -> tuple[DomainSpec, ...]:
     )  # fmt: skip
 
 
-def _queues(used: Counter[str], domains: int) -> tuple[Queue, ...]:
+def _queues(used: dict[str, float], domains: int) -> tuple[Queue, ...]:
     """Quotas of all queues add up to what the fleet can give, rounded down."""
     gpus = domains * (NODES - SPARES) * GPUS_PER_NODE
     rest = sum(used.values()) - used[PRODUCTION]

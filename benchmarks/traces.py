@@ -45,6 +45,7 @@ from rackscale.workload import Policy
 SCHEDULERS: dict[str, Callable[[], Decide]] = {
     "FIFO": peers.Fifo,
     "EASY + quota": peers.Easy,
+    "EASY by rack": peers.Racks,
     "no topology": peers.Scatter,
     "rackscale": lambda: decide,
 }
@@ -176,7 +177,7 @@ def compare(
     loads: Sequence[float],
     seeds: Sequence[int],
     schedulers: Sequence[str],
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], object] = str,
 ) -> list[dict[str, Any]]:
     """One row per load, seed and scheduler."""
     size = SCALES[scale]

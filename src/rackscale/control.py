@@ -13,7 +13,6 @@ from rackscale.events import Decided, Event, Input, Plan, Ticked, encode
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 
-
 Decide = Callable[[FleetState, float], Plan]
 """What drives a fleet: the scheduler's `decide`, or another function of its signature to compare it with."""
 
@@ -69,6 +68,7 @@ class Controller:
         log: Log | None = None,
         listeners: Iterable[Callable[[Event], None]] = (),
         inbox: Inbox | None = None,
+        *,
         decide: Decide = decide,
     ) -> None:
         self.state, self.executor, self.log, self.inbox = state, executor, log, inbox
