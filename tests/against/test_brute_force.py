@@ -205,10 +205,7 @@ def victims_of(state: FleetState, shape: Shape) -> tuple[list[Preempt], bool]:
     """Whom a gang of high priority sends away, and whether it may start or claim."""
     state.fold(Submitted(at_s=NOW_S, job=Job(name="new", kind="training", shape=shape, priority="high")))
     plan = decide(state, NOW_S)
-    placed = any(
-        isinstance(action, Start | Claim) and action.gang == "new"
-        for action in plan.actions
-    )
+    placed = any(isinstance(action, Start | Claim) and action.gang == "new" for action in plan.actions)
     return [action for action in plan.actions if isinstance(action, Preempt)], placed
 
 

@@ -101,10 +101,10 @@ VERBS: dict[type, str] = {
 
 
 class Meter:
-    """A listener that measures. It hears every event *before* its ledger does, and asks the ledger at the end."""
+    """A listener that measures. It hands every event on to its ledger, which nobody else may do."""
 
     def __init__(self, ledger: Ledger, *, start_s: float | None = None) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._start_s = start_s
         """None: the first event's time."""
         self._now_s = start_s or 0.0
@@ -122,18 +122,18 @@ class Meter:
     def __call__(self, event: ev.Event) -> None:
         if self._start_s is None:
             self.begin(event.at_s)
-        if self._totals.changes != self._seen:
-            self._sample()
         self._now_s = max(self._now_s, event.at_s)
+        self.ledger(event)
         look = self._look.get(type(event))
         if look is not None:
             look(event)
+        if self._totals.changes != self._seen:
+            self._sample()
 
     def begin(self, at_s: float) -> None:
         """Measure from `at_s` on, which is not before the last event. The ledger begins anew, too."""
         if self._start_s is not None:
-            self._ledger.begin(at_s)
-            self._sample()
+            self.ledger.begin(at_s)
         self._start_s = self._now_s = at_s
         self._gar, self._gfr = Curve(at_s, self._gar.value), Curve(at_s, self._gfr.value)
         self._queue.begin()
@@ -141,7 +141,7 @@ class Meter:
         self._departures.clear()
 
     def _sample(self) -> None:
-        """The shares may have changed with the event before."""
+        """The shares may have changed."""
         totals, now_s = self._totals, self._now_s
         free = totals.free
         in_service = totals.gpus - (free[DRAINED] + free[MAINTAINED] + free[LEMONS] + free[UNHEALTHY])
@@ -178,9 +178,8 @@ class Meter:
     # -- the answer --------------------------------------------------------------------------------------------------
 
     def answer(self, until_s: float) -> Quality:
-        """All metrics until `until_s`, which is not before the last event. Both have heard all events until then."""
-        ledger = self._ledger
-        self._sample()
+        """All metrics until `until_s`, which is not before the last event."""
+        ledger = self.ledger
         self._gar.until(until_s)
         self._gfr.until(until_s)
         self._now_s = until_s
@@ -212,11 +211,29 @@ class Meter:
         return found
 
     def _recoveries(self) -> tuple[Recovery, ...]:
-        done, still = self._ledger.recoveries, self._ledger.recovering()
+        done, still = self.ledger.recoveries, self.ledger.recovering()
         return tuple(
             Recovery(cause=cause, times=spread(done.get(cause, ()), still.get(cause, [])))
             for cause in sorted(done.keys() | still.keys())
         )
+
+
+def measure(events: Iterable[ev.Event], *, since_s: float | None = None, until_s: float) -> Quality:
+    """Of a journal, from its first event (or `since_s`) until `until_s`; what is later is not looked at.
+
+    Raises KeyError for an event about what no event before it tells of.
+    """
+    meter = Meter(Ledger())
+    for event in events:
+        if event.at_s > until_s:
+            break
+        if since_s is not None and event.at_s >= since_s:
+            meter.begin(since_s)
+            since_s = None
+        meter(event)
+    if since_s is not None:
+        meter.begin(since_s)
+    return meter.answer(until_s)
 
 
 def _share(curve: Curve) -> Share:

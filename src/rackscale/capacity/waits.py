@@ -22,8 +22,8 @@ NO_GPUS = len(SIZE_CLASSES)
 class Spread(Struct, frozen=True, kw_only=True):
     """A distribution of times, seconds. Quantiles are by nearest rank.
 
-    What is still open at the end (censored) counts with the time that has passed, so that a quantile is a lower bound
-    where `open` is not zero, and exact where it is.
+    What is still open at the end (censored) counts with the time that has passed. A quantile is exact where it is
+    shorter than every open one, and a lower bound elsewhere.
     """
 
     done: int
@@ -33,6 +33,7 @@ class Spread(Struct, frozen=True, kw_only=True):
     p95_s: float
     p99_s: float
     max_s: float
+    shortest_open_s: float | None
     longest_open_s: float | None
 
 
@@ -64,7 +65,7 @@ def spread(done: Iterable[float], still: list[float]) -> Spread:
     )
     return Spread(
         done=over, open=len(still), p50_s=p50_s, p90_s=p90_s, p95_s=p95_s, p99_s=p99_s, max_s=max_s,
-        longest_open_s=max(still, default=None),
+        shortest_open_s=min(still, default=None), longest_open_s=max(still, default=None),
     )  # fmt: skip
 
 

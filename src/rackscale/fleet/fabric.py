@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from rackscale.fleet.occupancy import members
 
+Stage = tuple[int, int]
+"""A set of domains that holds every earlier stage's, and how much more those that only later stages hold cost."""
 FEW = 64
 """So many units are compared one by one; it is cheaper than doing it for all at once."""
 
@@ -18,12 +20,14 @@ FEW = 64
 class Units:
     """The units of one level among the domains of one group. A unit is named by its *head*: its last domain."""
 
-    __slots__ = ("_below", "_covered", "_heads", "_loose", "_lows", "_tops", "masks")
+    __slots__ = ("_below", "_covered", "_heads", "_local", "_loose", "_lows", "_tops", "masks")
 
     def __init__(self, masks: Iterable[int]) -> None:
         self.masks = tuple(masks)
         """The domains of each unit."""
         self._heads = {mask.bit_length() - 1: mask for mask in self.masks}
+        self._local: dict[int, tuple[int, int]] = {}
+        """First domain of each unit and its domains counted from there: a small integer, where the unit is small."""
         self._tops = self._lows = self._covered = 0
         """Of the units that are fields: last domains, first domains, all domains."""
         self._loose: list[int] = []
@@ -31,7 +35,9 @@ class Units:
         end = -1
         for head, mask in sorted(self._heads.items()):
             low = mask & -mask
-            if low.bit_length() - 1 > end:
+            first = low.bit_length() - 1
+            self._local[head] = first, mask >> first
+            if first > end:
                 self._tops |= 1 << head
                 self._lows |= low
                 self._covered |= mask
@@ -63,6 +69,8 @@ class Units:
 
     def holding(self, domains: int, count: int) -> int:
         """Heads of the units that have at least `count` (1 or more) domains in the set."""
+        if len(self.masks) <= count:
+            return sum(1 << head for head in self._heads if self._count(domains, head) >= count)
         rest = domains & self._covered
         for _ in range(count - 1):
             if not rest:
@@ -83,16 +91,15 @@ class Units:
                 rest = self._without_first(rest)
             heads &= ~present
             return self._heads[(heads & -heads).bit_length() - 1]
-        masks = (self._heads[head] for head in members(heads))
-        return min(masks, key=lambda mask: ((domains & mask).bit_count(), mask & -mask))
+        return self._heads[min(members(heads), key=lambda head: self._count(domains, head))]
 
-    def best(self, stages: Sequence[int], count: int) -> tuple[int, int] | None:
+    def best(self, stages: Sequence[Stage], count: int) -> tuple[int, int] | None:
         """(cost, domains) of the unit in which `count` domains cost least, or None if no unit has so many.
 
-        stages[i] holds every domain that costs at most i. Of units that cost the same, the one with the fewest domains
-        in the last stage is taken, so that units with many are kept whole.
+        The domains of the first stage cost nothing. Of units that cost the same, the one with the fewest domains in the
+        last stage is taken, so that units with many are kept whole.
         """
-        heads = self.holding(stages[-1], count)
+        heads = self.holding(stages[-1][0], count)
         if not heads:
             return None
         fields = heads & self._tops
@@ -105,39 +112,47 @@ class Units:
                 if other <= cost:
                     winners = winners | loose if other == cost else loose
                 cost = min(cost, other)
-        return cost, self.scarcest(winners, stages[-1])
+        return cost, self.scarcest(winners, stages[-1][0])
 
-    def _compare(self, stages: Sequence[int], count: int, heads: int) -> tuple[int, int]:
+    def _compare(self, stages: Sequence[Stage], count: int, heads: int) -> tuple[int, int]:
         """(least cost, heads of the units that have it), unit by unit."""
         costs: dict[int, int] = {}
         for head in members(heads):
-            mask, cost = self._heads[head], 0
-            for stage in stages:
-                short = count - (stage & mask).bit_count()
+            cost = 0
+            for domains, step in stages:
+                short = count - self._count(domains, head)
                 if short <= 0:
                     break
-                cost += short  # so many of the `count` domains cost more than this stage's
+                cost += short * step  # so many of the `count` domains are of later stages
             costs[cost] = costs.get(cost, 0) | 1 << head
         return min(costs.items())
 
-    def _sift(self, stages: Sequence[int], count: int, fields: int) -> tuple[int, int]:
+    def _sift(self, stages: Sequence[Stage], count: int, fields: int) -> tuple[int, int]:
         """The same, for many fields at once: their costs are summed bit by bit, in one integer per binary digit."""
         digits: list[int] = []
-        for stage in stages:
-            rest = stage & self._covered
+        for at, (domains, step) in enumerate(stages):
+            rest = domains & self._covered
             complete = 0
             for _ in range(count):
                 complete = self._present(rest)
-                _add(digits, fields & ~complete)
+                _add(digits, fields & ~complete, step)
                 rest = self._without_first(rest)
             least = fields
             for digit in reversed(digits):
                 least = (least & ~digit) or least
-            winners = least & complete
-            if winners:  # complete units cost no more from here on, the others do
+            if (
+                least & complete
+            ):  # from here on they cost no more; others do, unless the next stage completes them
+                winners = least
+                if least & ~complete:
+                    winners &= self.holding(stages[at + 1][0], count)
                 one = winners & -winners
                 return sum(1 << i for i, digit in enumerate(digits) if digit & one), winners
         raise AssertionError("a unit that holds enough domains in the last stage is complete there")
+
+    def _count(self, domains: int, head: int) -> int:
+        first, local = self._local[head]
+        return (domains >> first & local).bit_count()
 
     def _present(self, domains: int) -> int:
         """Heads of the fields that are not empty. No carry leaves a field."""
@@ -148,11 +163,11 @@ class Units:
         return domains & ((domains | self._tops) - self._lows)
 
 
-def _add(digits: list[int], carry: int) -> None:
-    """Add one to the number of every field whose head is in `carry`."""
-    for i, digit in enumerate(digits):
-        if not carry:
-            return
-        digits[i], carry = digit ^ carry, digit & carry
-    if carry:
-        digits.append(carry)
+def _add(digits: list[int], heads: int, amount: int) -> None:
+    """Add `amount` to the number of every field with one of these heads."""
+    for low in members(amount) if heads else ():
+        at, carry = low, heads
+        while carry:
+            digits.extend([0] * (at + 1 - len(digits)))
+            digits[at], carry = digits[at] ^ carry, digits[at] & carry
+            at += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import lru_cache
 from math import ceil, floor, inf, log
 
 from msgspec import Struct
@@ -145,6 +146,7 @@ def remaining_s(gang: Gang, job: Job) -> float:
     return inf if job.duration_s is None else max(0.0, job.duration_s - gang.kept_s)
 
 
+@lru_cache
 def coarse(seconds: float) -> float:
     """The next power of `COARSE` that is not less; infinite stays infinite."""
     if seconds == inf or seconds <= 0.0:

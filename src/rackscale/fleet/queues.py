@@ -34,6 +34,11 @@ class Charge(Struct, frozen=True, gc=False):
 NOTHING = Charge()
 
 
+def segment_charge(nodes: int, usable: int) -> int:
+    """Millionths of a domain that a segment of `nodes` counts as, where an empty domain gives `usable` to gangs."""
+    return MICRO if 2 * nodes > usable else round(MICRO * nodes / usable)
+
+
 class Used(Struct, kw_only=True):
     """Decayed use of GPUs, and what is held now."""
 
@@ -195,21 +200,27 @@ class QueueTree:
             node.trial_users.clear()
         self._tried.clear()
 
-    def share(self, name: str, user: str, now_s: float) -> tuple[float, ...]:
+    def share(self, name: str, user: str, now_s: float, known: dict[object, float]) -> tuple[float, ...]:
         """The order of fair share: decayed use per weight, from the root down to the user; less goes first.
 
-        What is given in this very decision counts at once.
+        What is given in this very decision counts at once. `known`: the use without that, as far as it was worked out
+        in this decision.
         """
         half_life_s = self.half_life_s
         if half_life_s is None:
             return ()
         node, rate = self.node(name), LN2 / half_life_s
-        found = [
-            (above.used.now(now_s, half_life_s) * rate + above.trial_gpus) / above.spec.weight
-            for above in reversed(node.path)
-        ]
-        used = node.users.get(user)
-        found.append(0.0 if used is None else used.now(now_s, half_life_s) * rate)
+        found = []
+        for above in reversed(node.path):
+            use = known.get(above)
+            if use is None:
+                use = known[above] = above.used.now(now_s, half_life_s) * rate
+            found.append((use + above.trial_gpus) / above.spec.weight)
+        use = known.get((name, user))
+        if use is None:
+            used = node.users.get(user)
+            use = known[name, user] = 0.0 if used is None else used.now(now_s, half_life_s) * rate
+        found.append(use)
         return tuple(found)
 
     def refuses(self, name: str, user: str, charge: Charge) -> str | None:

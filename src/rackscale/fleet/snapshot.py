@@ -78,7 +78,9 @@ def write(state: FleetState) -> bytes:
         closures=sorted((d, why, mask) for (d, why), mask in health.closures.items()),
         back_s=sorted((d, node, at_s) for (d, node), at_s in health.back_s.items()),
         history=sorted((d, node, times) for (d, node), times in health.history.items()),
-        suspects=list(health.suspects), windows=[w for w in calendar.coming if w.name != EXPIRED], begun=sorted(calendar.open.values()),
+        suspects=list(health.suspects),
+        windows=[window for window in calendar.coming if window.name != EXPIRED],
+        begun=sorted(calendar.open.values()),
         maintenance=list(calendar.maintenance.values()), bookings=list(calendar.bookings.values()),
         holding=calendar.holding, reserved=state.reserved, policy=state.policy, queues=list(state.queues.values()),
         uses=[QueueUse(name=n, used=node.used, users=node.users) for n, node in sorted(state.tree.nodes.items())],
@@ -137,7 +139,7 @@ def _machines(state: FleetState, value: Snapshot) -> None:
     for d in range(len(value.domains)):
         machines.refresh(d)
     for window in value.windows:
-        calendar.add(window, whole=window.mask == health.full[window.d])
+        calendar.add(window)
     calendar.open = {(window.name, window.d): window for window in value.begun}
     calendar.maintenance = {maintenance.name: maintenance for maintenance in value.maintenance}
     calendar.bookings = {booking.name: booking for booking in value.bookings}

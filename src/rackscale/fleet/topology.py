@@ -6,7 +6,9 @@ Grows when domains are announced or delivered, never shrinks.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from math import inf
+from operator import itemgetter
 
 from rackscale.events import DomainSpec
 from rackscale.fleet.fabric import Units
@@ -45,7 +47,6 @@ class Group:
         "largest",
         "leaves",
         "members",
-        "parts",
         "price",
         "system",
     )
@@ -60,22 +61,16 @@ class Group:
         self.members = 0
         self.largest = 0
         """Nodes that an empty domain gives to normal placement (its spares stay free)."""
-        self.leaves = 0
-        """Leaf switches that its domains hang on; 1 where nothing is known about the fabric."""
-        self.parts: dict[Path, int] = {}
-        """Its domains by unit, of every level."""
+        self.leaves: set[Path] = set()
+        """Leaf switches that its domains hang on; one where nothing is known about the fabric."""
         self.fabric: dict[Level, Units] = {}
-        """The same by level, made when it is asked for."""
+        """Its units by level, made when they are asked for."""
 
     def add(self, d: int, spec: DomainSpec, path: Path) -> None:
-        bit = 1 << d
-        self.domains |= bit
+        self.domains |= 1 << d
         self.members += 1
         self.largest = max(self.largest, spec.nodes - spec.spares)
-        self.leaves += path not in self.parts
-        for depth in DEPTH.values():
-            key = path[:depth]
-            self.parts[key] = self.parts.get(key, 0) | bit
+        self.leaves.add(path)
         self.fabric.clear()
 
 
@@ -86,7 +81,7 @@ class Topology:
     label of its own: without labels the whole cluster is one leaf.
     """
 
-    __slots__ = ("_groups", "_matches", "_paths", "_units", "domains", "empty", "index", "whole")
+    __slots__ = ("_groups", "_laid", "_matches", "_paths", "_units", "domains", "empty", "index", "whole")
 
     def __init__(self) -> None:
         self.domains: list[DomainSpec] = []
@@ -99,19 +94,17 @@ class Topology:
         self._matches: dict[tuple[str | None, str | None], tuple[Group, ...]] = {}
         self._paths: list[Path] = []
         self._units: dict[Path, int] = {}
+        self._laid = 0
+        """Domains that `_units` knows of already."""
 
     def add(self, spec: DomainSpec) -> int:
         """Append a domain; returns its index. A name that is known already is an invariant broken."""
         assert spec.name not in self.index, f"domain {spec.name} delivered twice"
         d = len(self.domains)
-        bit = 1 << d
         self.domains.append(spec)
         self.index[spec.name] = d
         path = (spec.cluster, spec.region, spec.building, spec.spine, spec.leaf)
         self._paths.append(path)
-        for depth in DEPTH.values():
-            key = path[:depth]
-            self._units[key] = self._units.get(key, 0) | bit
         self.whole.add(d, spec.nodes)
         self.empty.add(d, max(0, spec.nodes - spec.spares))
         self._group(spec).add(d, spec, path)
@@ -145,10 +138,24 @@ class Topology:
         """The units of a level above the domain, among the group's domains."""
         units = group.fabric.get(level)
         if units is None:
-            depth = DEPTH[level]
-            masks = (mask for path, mask in group.parts.items() if len(path) == depth)
-            units = group.fabric[level] = Units(masks)
+            self._lay()
+            own = (
+                mask & group.domains
+                for path, mask in self._units.items()
+                if len(path) == DEPTH[level] and path[0] == group.cluster
+            )
+            units = group.fabric[level] = Units(mask for mask in own if mask)
         return units
+
+    def _lay(self) -> None:
+        """Sort the domains that came lately into units, a run of neighbours at a time."""
+        for depth in DEPTH.values():
+            d = self._laid
+            for path, run in groupby(self._paths[d:], key=itemgetter(slice(depth))):
+                length = sum(1 for _ in run)
+                self._units[path] = self._units.get(path, 0) | ((1 << length) - 1) << d
+                d += length
+        self._laid = len(self._paths)
 
     def units(self, level: Level, group: Group) -> tuple[int, ...]:
         """Sets of the group's domains, one per unit of the level, in order of delivery."""
@@ -160,6 +167,8 @@ class Topology:
         """The set of domains in the same unit as domain d, of every system of its cluster."""
         if level == "domain":
             return 1 << d
+        if self._laid < len(self._paths):
+            self._lay()
         return self._units[self._paths[d][: DEPTH[level]]]
 
     def reach(self, domains: Iterable[int]) -> int:

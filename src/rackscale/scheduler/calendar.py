@@ -12,8 +12,9 @@ from rackscale.fleet.state import FleetState
 from rackscale.scheduler.clear import evict
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.fit import bind, place
-from rackscale.scheduler.preempt import Ask, Clearer
+from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker
+from rackscale.scheduler.victims import Ask
 from rackscale.workload import Booking, Job, Offer
 
 
@@ -66,6 +67,7 @@ def begin_bookings(cycle: Cycle) -> None:
         found = place(state, offer, wants, avoid=avoid)
         if found is not None:
             binding = bind(state, found, booking.shape)
+            cycle.promises.keep(f"@{booking.name}")
             cycle.keep(binding)
             cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
         elif cycle.due and state.policy.preemption:
@@ -78,9 +80,10 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
     clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, Charge())))
     if clearing is not None:
+        cycle.promises.keep(f"@{booking.name}")
         cycle.keep(clearing.binding)
         cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
-        evict(cycle, clearing, booking.name, priority)
+        evict(cycle, clearing, f"@{booking.name}", priority)
 
 
 def next_s(state: FleetState, now_s: float) -> float:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from rackscale.events import Action, Binding, Claim, Move, Preempt, Reason, Start
 from rackscale.fleet.gangs import Gang, WaitClass
 from rackscale.fleet.queues import Charge
@@ -82,12 +84,14 @@ class Cycle:
         self.order.given()
 
     def start(self, gang: Gang, binding: Binding, reason: Reason, choice: int = 0) -> None:
+        self.promises.keep(gang.name)
         self.hold(gang, binding)
         self.actions.append(
             Start(gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice)
         )
 
     def claim(self, gang: Gang, binding: Binding, reason: Reason, choice: int = 0) -> None:
+        self.promises.keep(gang.name)
         self.keep(binding)
         self.actions.append(Claim(gang=gang.name, binding=binding, reason=reason, choice=choice))
         self.claimed.add(gang.name)
@@ -105,21 +109,11 @@ class Cycle:
         self.actions.append(Preempt(gang=gang.name, attempt=gang.attempt, grace_s=grace_s, reason=reason))
         self.leaving.add(gang.name)
 
-    def move(
-        self,
-        gang: Gang,
-        binding: Binding,
-        choice: int,
-        code: str,
-        for_gang: str | None = None,
-        gain_gpu_s: float = 0.0,
-    ) -> None:
-        """Ask the gang to checkpoint and go on elsewhere, or with other nodes."""
+    def move(self, gang: Gang, binding: Binding, reason: Reason, choice: int) -> None:
+        """Ask the gang to checkpoint and go on elsewhere, or with other nodes. Its costs are filled in."""
         price = cost(self.state, gang, self.now_s)
         restart_gpu_s = self.state.jobs[gang.job].durability.restart_s * self.state.machines.gpus(binding)
-        reason = Reason(
-            code=code, for_gang=for_gang, lost_gpu_s=price.lost_gpu_s, restart_gpu_s=restart_gpu_s, gain_gpu_s=gain_gpu_s
-        )  # fmt: skip
+        reason = replace(reason, lost_gpu_s=price.lost_gpu_s, restart_gpu_s=restart_gpu_s)
         grace_s = self.state.jobs[gang.job].durability.grace_s
         self.keep(binding)
         self.actions.append(

@@ -69,7 +69,7 @@ def opening(cycle: Cycle, blocked: Blocked, gang: Gang) -> Opening | None:
             for d in members(occupancy.buckets[room] & within):
                 tried += 1
                 mark = occupancy.mark()
-                found = _opened(cycle, d, nodes, offer.shape, within, gang)
+                found = _opened(cycle, d, offer.shape, within, gang)
                 occupancy.rollback(mark)
                 if found is not None and (best is None or found.price_gpu_s < best.price_gpu_s):
                     best = found._replace(gain_gpu_s=gain)
@@ -82,10 +82,10 @@ def opening(cycle: Cycle, blocked: Blocked, gang: Gang) -> Opening | None:
     return best
 
 
-def _opened(cycle: Cycle, d: int, nodes: int, shape: Shape, within: int, for_gang: Gang) -> Opening | None:
+def _opened(cycle: Cycle, d: int, shape: Shape, within: int, for_gang: Gang) -> Opening | None:
     """Move the cheapest gangs of domain d into gaps of other domains until there is room; in the what-if."""
     state, occupancy = cycle.state, cycle.state.occupancy
-    usable = occupancy.up[d] & ~occupancy.claimed[d]
+    usable, nodes = occupancy.up[d] & ~occupancy.claimed[d], shape.nodes_held_per_segment
     short = nodes - occupancy.room[d]
     guests = [
         (cost(state, state.gangs[name], cycle.now_s).total / (mask & usable).bit_count(), name, mask & usable)
@@ -140,9 +140,13 @@ def _rebind(cycle: Cycle, gang: Gang, d: int, within: int) -> Binding | None:
     """The gang's binding with its segments in domain d moved to gaps elsewhere, which are held in the what-if."""
     state, occupancy = cycle.state, cycle.state.occupancy
     segments = list(gang.binding)
-    level = state.jobs[gang.job].nearness.within
+    job = state.jobs[gang.job]
+    level = job.nearness.within
     for other in segments:
         within &= ~(1 << state.index[other.domain])
+    if state.machines.calendar.coming:
+        assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
+        within &= ~state.machines.calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
     for at, segment in enumerate(segments):
         if state.index[segment.domain] != d:
             continue
@@ -171,4 +175,5 @@ def _open(cycle: Cycle, gang: Gang, found: Opening) -> None:
     for moved in found.moves:
         mover = state.gangs[moved.gang]
         share = found.gain_gpu_s / len(found.moves)
-        cycle.move(mover, moved.binding, mover.choice, "moved-for", gang.name, share)
+        reason = Reason(code="moved-for", for_gang=gang.name, gain_gpu_s=share)
+        cycle.move(mover, moved.binding, reason, mover.choice)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from rackscale.events import Binding, Segment
+from rackscale.events import Binding, Reason, Segment
 from rackscale.fleet.gangs import Gang, Status, remaining_s
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.fleet.queues import Charge
@@ -158,7 +158,7 @@ def _grow(cycle: Cycle, gang: Gang) -> None:
             or state.tree.refuses(gang.queue, job.user, _more(state, gang, binding)) is not None
         ):
             continue
-        cycle.move(gang, binding, choice, "grown")
+        cycle.move(gang, binding, Reason(code="grown"), choice)
         return
 
 

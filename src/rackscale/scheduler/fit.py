@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from rackscale.events import Binding, Segment
-from rackscale.fleet.fabric import Units
+from rackscale.fleet.fabric import Stage, Units
 from rackscale.fleet.occupancy import Occupancy, lowest_nodes, mask_of, members
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group, Topology
@@ -76,6 +76,11 @@ def place(
     books = state.occupancy if books is None else books
     groups = state.topology.groups(offer.system or job.system, job.cluster)  # the cheapest first
     for hidden in (avoid | shun, avoid) if shun else (avoid,):
+        if offer.shape.segments == 1:
+            alone = _best_one(books, groups, offer.shape.nodes_held_per_segment, hidden)
+            if alone is not None:
+                return alone
+            continue
         for wish in wishes(job.nearness, offer.shape):
             found = _best(Search(state.topology, books, offer.shape, wish), groups, hidden)
             if found is not None:
@@ -94,6 +99,18 @@ def wishes(nearness: Nearness, shape: Shape) -> tuple[Wish, ...]:
     return Wish(prefer, spread), required
 
 
+def _best_one(books: Books, groups: Iterable[Group], nodes: int, avoid: int) -> Placement | None:
+    """The best placement of one segment over the groups."""
+    best: Placement | None = None
+    for group in groups:
+        found = place_one(books, group.domains & ~avoid if avoid else group.domains, nodes)
+        if found is not None and (best is None or found.free_nodes_left < best.free_nodes_left):
+            best = found
+            if best.free_nodes_left == 0:
+                break
+    return best
+
+
 def _best(search: Search, groups: Iterable[Group], avoid: int) -> Placement | None:
     """The best placement over the groups."""
     best: Placement | None = None
@@ -102,7 +119,7 @@ def _best(search: Search, groups: Iterable[Group], avoid: int) -> Placement | No
         found = place_in(search, group, avoid)
         if found is None or (best is not None and found.free_nodes_left > best.free_nodes_left):
             continue
-        far = 0 if search.shape.segments == 1 else search.topology.reach(found.domains)
+        far = search.topology.reach(found.domains)
         if best is None or (found.free_nodes_left, far) < (best.free_nodes_left, reach):
             best, reach = found, far
             if best.free_nodes_left == 0 and reach <= 1:
@@ -137,7 +154,7 @@ def _apart(search: Search, group: Group, domains: int) -> Placement | None:
     """One domain per segment, or one unit of the wished level per segment: those with the least room first."""
     topology, books, shape, wish = search
     units = None if wish.spread in (None, "domain") else topology.fabric(wish.spread, group)
-    if group.leaves > 1 or wish.within == "domain":
+    if len(group.leaves) > 1 or wish.within == "domain":
         region = _region(search, group, domains, units)
         if region is None:
             return None
@@ -169,15 +186,10 @@ def _region(search: Search, group: Group, domains: int, units: Units | None) -> 
     topology, books, shape, wish = search
     buckets = books.buckets
     needed = shape.segments
-    stages: list[int] = []
-    so_far = least = 0
-    for room in range(shape.nodes_held_per_segment, len(buckets)):
-        so_far |= buckets[room] & domains
-        # A unit that segments must not share counts once, by its head.
-        stages.append(so_far if units is None else units.occupied(so_far))
-        least += max(0, needed - stages[-1].bit_count())
-    if not stages or stages[-1].bit_count() < needed:
+    stages = _stages(buckets, domains, shape.nodes_held_per_segment, units)
+    if not stages or stages[-1][0].bit_count() < needed:
         return None
+    least = sum(step * max(0, needed - usable.bit_count()) for usable, step in stages)
     lowest = 1 if wish.spread is None else LEVELS.index(wish.spread) + 1
     if wish.within is None:
         return _tightest(topology, group, stages, needed, LEVELS[lowest:])
@@ -191,16 +203,30 @@ def _region(search: Search, group: Group, domains: int, units: Units | None) -> 
     return best[1] if best else None
 
 
+def _stages(buckets: list[int], domains: int, nodes: int, units: Units | None) -> list[Stage]:
+    """Domains with more and more room, from `nodes` on. Units that segments must not share count once, by head."""
+    stages: list[Stage] = []
+    so_far = 0
+    for room in range(nodes, len(buckets)):
+        here = buckets[room] & domains
+        if here:
+            so_far |= here
+            stages.append((so_far if units is None else units.occupied(so_far), 1))
+        elif stages:
+            stages[-1] = stages[-1][0], stages[-1][1] + 1
+    return stages
+
+
 def _tightest(
-    topology: Topology, group: Group, stages: list[int], needed: int, levels: Iterable[Level]
+    topology: Topology, group: Group, stages: list[Stage], needed: int, levels: Iterable[Level]
 ) -> int:
     """The smallest unit in which the gang leaves as few free nodes as it does anywhere in the group."""
-    base = 0
-    for stage in stages:
-        if stage.bit_count() >= needed:
+    base = usable = 0
+    for usable, _ in stages:
+        if usable.bit_count() >= needed:
             break
-        base = stage  # all of these are used by every best placement
-    candidates, take = stage & ~base, needed - base.bit_count()
+        base = usable  # all of these are used by every best placement
+    candidates, take = usable & ~base, needed - base.bit_count()
     for level in levels:
         if base:
             unit = topology.unit(level, base.bit_length() - 1)
@@ -210,7 +236,7 @@ def _tightest(
         units = topology.fabric(level, group)
         heads = units.holding(candidates, take)
         if heads:
-            return units.scarcest(heads, stages[-1])
+            return units.scarcest(heads, stages[-1][0])
     return ANYWHERE
 
 
@@ -228,18 +254,31 @@ def _share(search: Search, group: Group, domains: int) -> Placement | None:
     if bound is None or within is None or topology.reach(bound.domains) <= LEVELS.index(within):
         return bound
     units = topology.fabric(within, group)
-    usable = 0
-    for room in range(shape.nodes_held_per_segment, len(buckets)):
-        usable |= buckets[room] & domains
-    aim = _opened(bound)
+    enough = _multiples(buckets, domains, shape)
     best: Placement | None = None
-    for head in members(units.occupied(usable)):
-        found = _fill(topology, buckets, usable & units.mask(head), shape)
+    tried = 0
+    for head in members(units.holding(enough[0], -(-shape.segments // len(enough)))):
+        unit = units.mask(head)
+        if sum((usable & unit).bit_count() for usable in enough) < shape.segments:
+            continue
+        found = _fill(topology, buckets, enough[0] & unit, shape)
+        tried += 1
         if found is not None and (best is None or _opened(found) < _opened(best)):
             best = found
-            if _opened(best) <= aim:
-                break
+        if best is not None and (tried == WINDOW or _opened(best) <= _opened(bound)):
+            break
     return best
+
+
+def _multiples(buckets: list[int], domains: int, shape: Shape) -> list[int]:
+    """The domains with room for at least one segment, for at least two, and so on, while there are any."""
+    nodes = shape.nodes_held_per_segment
+    enough = [0] * (len(buckets) // nodes)
+    so_far = 0
+    for room in range(len(buckets) - 1, nodes - 1, -1):
+        so_far |= buckets[room] & domains
+        enough[room // nodes - 1] = so_far
+    return [usable for usable in enough if usable]
 
 
 def _opened(placement: Placement) -> tuple[int, int]:
@@ -290,6 +329,8 @@ def closest(candidates: int, count: int, anchor: list[int]) -> list[int]:
     window: list[int] = []
     for d in members(candidates):
         window.append(d)
+        if len(window) >= count and d - window[-count] == count - 1:  # neighbours: none can be closer
+            return window[-count:]
         if len(window) == max(WINDOW, count):
             break
     starts = range(len(window) - count + 1)
@@ -309,6 +350,23 @@ def _nearest(below: int, above: int, at: int, count: int) -> list[int]:
             near.append(high)
             above &= above - 1
     return near
+
+
+def beside(topology: Topology, job: Job, shape: Shape, domains: Iterable[int]) -> int:
+    """The set of domains where one more segment of a gang may lie, when others of its segments lie in `domains`.
+
+    For whoever puts segments down one by one: to move one, or to clear room. It may hold domains of other systems.
+    """
+    allowed = ANYWHERE
+    within, spread = job.nearness.within, job.nearness.spread
+    if spread is None and not shape.may_share_domain:
+        spread = "domain"
+    for d in domains:
+        if within is not None:
+            allowed &= topology.unit(within, d)
+        if spread is not None:
+            allowed &= ~topology.unit(spread, d)
+    return allowed
 
 
 # -- nodes -------------------------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ class Order:
     def __init__(self, state: FleetState, now_s: float) -> None:
         self._state, self._now_s = state, now_s
         self._shares: dict[tuple[str, str], tuple[float, ...]] = {}
+        self._use: dict[object, float] = {}
+        """By queue, and by queue and user, without what this decision gives."""
 
     def share(self, queue: str, user: str) -> tuple[float, ...]:
         found = self._shares.get((queue, user))
         if found is None:
-            found = self._shares[queue, user] = self._state.tree.share(queue, user, self._now_s)
+            found = self._shares[queue, user] = self._state.tree.share(queue, user, self._now_s, self._use)
         return found
 
     def given(self) -> None:

@@ -32,11 +32,20 @@ class Promises:
     def __init__(self, state: FleetState, order: Order, now_s: float) -> None:
         self._state, self._order, self._now_s = state, order, now_s
         self._all: list[Promise] | None = None
+        self._kept: set[str] = set()
+        """Who starts in this decision: what was promised him is no longer in anybody's way."""
 
     def all(self) -> list[Promise]:
+        """Those that are still open, in order."""
         if self._all is None:
-            self._all = sorted(self._build(name) for name in self._state.reserved)
+            self._all = sorted(self._build(name) for name in self._state.reserved if name not in self._kept)
         return self._all
+
+    def keep(self, name: str) -> None:
+        """He starts, or room is cleared for him: the promise is kept."""
+        if name in self._state.reserved:
+            self._kept.add(name)
+            self._all = None
 
     def changed(self, domains: int) -> None:
         """Nodes of these domains were given away in this decision."""

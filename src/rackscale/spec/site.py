@@ -152,6 +152,12 @@ class FailuresSection(Strict):
     domain_share: Rate = Field(
         default=_FAILURES.domain_share, description="Share of failures that take a whole NVLink domain."
     )
+    lemon_share: Rate = Field(
+        default=_FAILURES.lemon_share, description="Share of nodes that fail more often than others."
+    )
+    lemon_factor: Annotated[float, Field(ge=1, le=10_000)] = Field(
+        default=_FAILURES.lemon_factor, description="How many times as often those nodes fail."
+    )
     node_repair: Span | None = Field(
         default=None, description="Repair of a node. Left out: median 2h, p90 4h."
     )
@@ -174,6 +180,8 @@ class FailuresSection(Strict):
             per_gpu_hour=self.per_gpu_hour,
             range_per_gpu_hour=(self.range[0], self.range[1]),
             domain_share=self.domain_share,
+            lemon_share=self.lemon_share,
+            lemon_factor=self.lemon_factor,
             node_repair=self.node_repair.value() if self.node_repair else _FAILURES.node_repair,
             domain_repair=self.domain_repair.value() if self.domain_repair else _FAILURES.domain_repair,
             provenance=self.provenance,
