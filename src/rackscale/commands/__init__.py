@@ -10,7 +10,7 @@ import traceback
 
 from rackscale.commands.capacity import announce, deliver, extend
 from rackscale.commands.jobs import DEFAULT_QUEUE, cancel, concerning, preview, submit
-from rackscale.commands.nodes import change_nodes, resolve
+from rackscale.commands.nodes import change_nodes, gangs_on, resolve
 from rackscale.commands.site import configure, shutdown
 from rackscale.commands.vocabulary import (
     Announce,
@@ -59,6 +59,7 @@ __all__ = [
     "answer",
     "closes_cycle",
     "concerning",
+    "gangs_on",
     "preview",
     "resolve",
 ]

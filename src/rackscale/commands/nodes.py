@@ -53,6 +53,13 @@ def _drain(
     return done((event,), f"{command.target} is drained; {count(len(gangs), 'gang')} must leave{when}")
 
 
+def gangs_on(state: FleetState, target: str) -> list[Gang]:
+    """The gangs on a domain or a node. Raises UnknownNameError."""
+    domain, nodes = resolve(state, target)
+    d = state.index[domain]
+    return _on(state, d, state.machines.mask(d, nodes))
+
+
 def _on(state: FleetState, d: int, mask: int) -> list[Gang]:
     """The gangs on these nodes, with GPUs or without."""
     return [
