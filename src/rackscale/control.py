@@ -13,6 +13,9 @@ from rackscale.events import Decided, Event, Input, Plan, Ticked, encode
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 
+Decide = Callable[[FleetState, float], Plan]
+"""What drives a fleet: the scheduler's `decide`, or another function of its signature to compare it with."""
+
 
 class Executor(Protocol):
     """Runs gangs somewhere. Actions are idempotent by (gang, attempt): asking twice starts nothing twice."""
@@ -66,8 +69,11 @@ class Controller:
         log: Log | None = None,
         listeners: Iterable[Callable[[Event], None]] = (),
         inbox: Inbox | None = None,
+        *,
+        decide: Decide = decide,
     ) -> None:
         self.state, self.executor, self.log, self.inbox = state, executor, log, inbox
+        self.decide = decide
         self.listeners = tuple(listeners)
 
     def step(self, deadline_s: float | None = None) -> Plan:
@@ -88,7 +94,7 @@ class Controller:
         if due_s is None or state.now_s < due_s:
             self._write(events, replies)
             return Plan(at_s=state.now_s, wake_at_s=state.wake_at_s)
-        plan = decide(state, state.now_s)
+        plan = self.decide(state, state.now_s)
         decided = Decided(at_s=state.now_s, plan=plan)
         events.append(decided)
         self._write(events, replies)

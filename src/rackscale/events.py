@@ -273,7 +273,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     actions: tuple[Action, ...] = ()
     wake_at_s: float | None = None
     retry_at_s: float | None = None
-    """When room is cleared and reserved again for gangs that still wait; the state wakes no later."""
+    """Not before then is room cleared and reserved again for all gangs that wait; something else wakes the state."""
 
 
 # -- inputs ----------------------------------------------------------------------------------------------------------

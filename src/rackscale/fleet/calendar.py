@@ -20,6 +20,8 @@ class Window(Struct, frozen=True, kw_only=True, order=True):
     end_s: float
     d: int
     mask: int
+    whole: bool
+    """Whether all nodes of the domain go out of use."""
     name: str
     """Of the maintenance, or `expired`."""
 
@@ -48,10 +50,10 @@ class Calendar:
         self._parts: dict[int, int] = {}
         """Domain -> windows of some of its nodes."""
 
-    def add(self, window: Window, *, whole: bool) -> None:
+    def add(self, window: Window) -> None:
         insort(self.coming, window)
         self.on.setdefault(window.d, []).append(window)
-        if whole:
+        if window.whole:
             starts = self._whole[window.name == EXPIRED]
             starts[window.start_s] = starts.get(window.start_s, 0) | 1 << window.d
         else:
@@ -77,16 +79,16 @@ class Calendar:
         windows.remove(window)
         if not windows:
             del self.on[d]
-        starts = self._whole[name == EXPIRED]
-        bits = starts.get(window.start_s, 0)
-        if not bits >> d & 1:
+        if not window.whole:
             self._parts[d] -= 1
             if not self._parts[d]:
                 del self._parts[d]
-        elif bits == 1 << d:
-            del starts[window.start_s]
-        else:
-            starts[window.start_s] = bits ^ 1 << d
+            return window
+        starts, same = self._whole[name == EXPIRED], (name == EXPIRED, window.start_s)
+        if not any(w.whole and (w.name == EXPIRED, w.start_s) == same for w in windows):
+            starts[window.start_s] ^= 1 << d
+            if not starts[window.start_s]:
+                del starts[window.start_s]
         return window
 
     def shut(self, until_s: float, assumed_s: float, nodes: int, occupancy: Occupancy) -> int:

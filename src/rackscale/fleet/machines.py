@@ -17,7 +17,7 @@ from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.health import EXPIRED, Health, spares_worth
 from rackscale.fleet.horizon import NOW, Horizon, overrun
 from rackscale.fleet.occupancy import Occupancy, mask_of
-from rackscale.fleet.queues import MICRO, Charge
+from rackscale.fleet.queues import Charge, segment_charge
 from rackscale.fleet.tenants import Tenants
 from rackscale.fleet.topology import Topology
 from rackscale.workload import Job, Maintenance, Policy
@@ -65,8 +65,8 @@ class Machines:
         return d
 
     def _expire(self, d: int, at_s: float) -> None:
-        window = Window(start_s=at_s, end_s=inf, d=d, mask=self.health.full[d], name=EXPIRED)
-        self.calendar.add(window, whole=True)
+        window = Window(start_s=at_s, end_s=inf, d=d, mask=self.health.full[d], whole=True, name=EXPIRED)
+        self.calendar.add(window)
 
     def extend(self, d: int, expires_s: float | None) -> None:
         """The capacity goes back at another time."""
@@ -82,10 +82,11 @@ class Machines:
         d = self.topology.index[maintenance.domain]
         mask = self.mask(d, maintenance.nodes)
         window = Window(
-            start_s=maintenance.start_s, end_s=maintenance.end_s, d=d, mask=mask, name=maintenance.name
-        )
+            start_s=maintenance.start_s, end_s=maintenance.end_s, d=d, mask=mask, whole=mask == self.health.full[d],
+            name=maintenance.name,
+        )  # fmt: skip
         self.calendar.maintenance[maintenance.name] = maintenance
-        self.calendar.add(window, whole=mask == self.health.full[d])
+        self.calendar.add(window)
 
     def unplan(self, name: str) -> None:
         maintenance = self.calendar.maintenance.pop(name, None)
@@ -126,7 +127,7 @@ class Machines:
             spec = topology.domains[topology.index[segment.domain]]
             nodes, usable = len(segment.nodes) + len(segment.spares), spec.nodes - spec.spares
             gpus += nodes * spec.gpus_per_node
-            domains += MICRO if 2 * nodes > usable else round(MICRO * nodes / usable)
+            domains += segment_charge(nodes, usable)
         return Charge(gpus, domains)
 
     def hold(self, gang: Gang, job: Job, level: int | None) -> None:

@@ -34,6 +34,11 @@ class Charge(Struct, frozen=True, gc=False):
 NOTHING = Charge()
 
 
+def segment_charge(nodes: int, usable: int) -> int:
+    """Millionths of a domain that a segment of `nodes` counts as, where an empty domain gives `usable` to gangs."""
+    return MICRO if 2 * nodes > usable else round(MICRO * nodes / usable)
+
+
 class Used(Struct, kw_only=True):
     """Decayed use of GPUs, and what is held now."""
 

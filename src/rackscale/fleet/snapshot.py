@@ -139,7 +139,7 @@ def _machines(state: FleetState, value: Snapshot) -> None:
     for d in range(len(value.domains)):
         machines.refresh(d)
     for window in value.windows:
-        calendar.add(window, whole=window.mask == health.full[window.d])
+        calendar.add(window)
     calendar.open = {(window.name, window.d): window for window in value.begun}
     calendar.maintenance = {maintenance.name: maintenance for maintenance in value.maintenance}
     calendar.bookings = {booking.name: booking for booking in value.bookings}

@@ -12,8 +12,9 @@ from rackscale.fleet.state import FleetState
 from rackscale.scheduler.clear import evict
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.fit import bind, place
-from rackscale.scheduler.preempt import Ask, Clearer
+from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker
+from rackscale.scheduler.victims import Ask
 from rackscale.workload import Booking, Job, Offer
 
 
@@ -82,7 +83,7 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
         cycle.promises.keep(f"@{booking.name}")
         cycle.keep(clearing.binding)
         cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
-        evict(cycle, clearing, booking.name, priority)
+        evict(cycle, clearing, f"@{booking.name}", priority)
 
 
 def next_s(state: FleetState, now_s: float) -> float:

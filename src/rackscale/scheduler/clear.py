@@ -9,9 +9,10 @@ from rackscale.fleet.gangs import Gang
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.order import Key
-from rackscale.scheduler.place import least_charge, refused
-from rackscale.scheduler.preempt import Ask, Clearer, Clearing
+from rackscale.scheduler.place import least_charge, refused, siblings
+from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker
+from rackscale.scheduler.victims import Ask, Clearing
 
 SEARCHES = 64
 """Searches for victims in one decision, at most; those who are not reached have their turn at the next retry."""
@@ -74,6 +75,8 @@ def clearing_for(
             assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
             closed = calendar.shut(until_s, assumed_s, 1 << 30, state.occupancy)
             closed |= cycle.promises.closed(key, until_s, 1 << 30)
+        if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
+            closed |= siblings(cycle, job)
         found = clearer.clear(Ask(job, offer, Taker(gang.priority, gang.queue, charge), closed))
         if found is not None:
             return found, choice
@@ -92,6 +95,9 @@ def _clear_for(cycle: Cycle, key: Key, blocked: Blocked, gang: Gang) -> bool:
     if refused(cycle, gang, job, charge) is not None:
         return False
     cycle.give(gang, charge)
+    if not any(mask & state.occupancy.held[d] for d, mask in state.machines.masks(found.binding)):
+        cycle.start(gang, found.binding, Reason(code="fits"), choice)
+        return True
     cycle.claim(gang, found.binding, Reason(code="cleared-domain", domain=found.binding[0].domain), choice)
     evict(cycle, found, gang.name, gang.priority)
     return True

@@ -140,9 +140,13 @@ def _rebind(cycle: Cycle, gang: Gang, d: int, within: int) -> Binding | None:
     """The gang's binding with its segments in domain d moved to gaps elsewhere, which are held in the what-if."""
     state, occupancy = cycle.state, cycle.state.occupancy
     segments = list(gang.binding)
-    level = state.jobs[gang.job].nearness.within
+    job = state.jobs[gang.job]
+    level = job.nearness.within
     for other in segments:
         within &= ~(1 << state.index[other.domain])
+    if state.machines.calendar.coming:
+        assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
+        within &= ~state.machines.calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
     for at, segment in enumerate(segments):
         if state.index[segment.domain] != d:
             continue

@@ -12,8 +12,9 @@ from rackscale.fleet.occupancy import members
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.fit import ever_fits, place
-from rackscale.scheduler.preempt import Ask, Clearer, Clearing
+from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker, cost, guard
+from rackscale.scheduler.victims import Ask, Clearing
 
 ANYONE = 1 << 31
 """A priority above every other: asks what would have to move if priority were no object."""

@@ -9,7 +9,7 @@ from rackscale.events import Reason, Refuse, Segment
 from rackscale.fleet.gangs import Gang, WaitClass
 from rackscale.fleet.machines import Books
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
-from rackscale.fleet.queues import Charge
+from rackscale.fleet.queues import Charge, segment_charge
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, ever_fits, place
@@ -96,8 +96,11 @@ def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[objec
             continue
         offer = job.choices[choice] if job.offers else Offer(shape=job.shape, system=job.system)
         found = find(cycle, key, cls, job, offer)
-        if found is not None and _start(cycle, gang, choice, found):
+        if found is None:
+            continue
+        if _start(cycle, gang, choice, found):
             return None
+        limits += 1
     if limits == len(choices):
         return LIMITED
     if gang.name in state.fresh and not ever_fits(state, job):
@@ -123,9 +126,17 @@ def least_charge(cycle: Cycle, job: Job, choice: int) -> Charge:
     if job.cpu_only:
         return Charge()
     offer = job.choices[choice]
-    groups = cycle.state.topology.groups(offer.system or job.system, job.cluster)
-    gpus = min((group.gpus_per_node for group in groups), default=0)
-    return Charge(offer.shape.nodes_held * gpus, 0)
+    shape = offer.shape
+    groups = [
+        group
+        for group in cycle.state.topology.groups(offer.system or job.system, job.cluster)
+        if group.largest >= shape.nodes_held_per_segment
+    ]
+    if not groups:
+        return Charge()
+    gpus = min(group.gpus_per_node for group in groups)
+    domains = min(segment_charge(shape.nodes_held_per_segment, group.largest) for group in groups)
+    return Charge(shape.nodes_held * gpus, shape.segments * domains)
 
 
 def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
@@ -153,19 +164,20 @@ def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Plac
     near = job.nearness
     if near.apart is None or job.kind != "service":
         return place(state, offer, job, avoid=avoid)
-    siblings = _siblings(cycle, job)
+    others = siblings(cycle, job)
     if near.apart_required:
-        return place(state, offer, job, avoid=avoid | siblings)
-    return place(state, offer, job, avoid=avoid, shun=siblings)
+        return place(state, offer, job, avoid=avoid | others)
+    return place(state, offer, job, avoid=avoid, shun=others)
 
 
 def _cpu_avoid(cycle: Cycle, job: Job) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
-    last_s = cycle.now_s + (job.duration_s or cycle.state.policy.assumed_duration_s)
+    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
+    last_s = cycle.now_s + job.durability.restart_s + lasts_s
     return calendar.shut(last_s, last_s, job.shape.nodes_per_segment, occupancy)
 
 
-def _siblings(cycle: Cycle, job: Job) -> int:
+def siblings(cycle: Cycle, job: Job) -> int:
     """Domains in the same unit as another replica of the service."""
     state = cycle.state
     assert job.nearness.apart is not None
@@ -187,7 +199,8 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
     job = state.jobs[gang.job]
     offer = job.choices[choice]
     if job.cpu_only:
-        binding = bind(state, found, offer.shape, books=state.machines.cpu.occupancy)
+        forbidden = _forbidden(cycle, job, offer, found)
+        binding = bind(state, found, offer.shape, books=state.machines.cpu.occupancy, forbidden=forbidden)
         cycle.give(gang, Charge())
     else:
         binding = bind(state, found, offer.shape, forbidden=_forbidden(cycle, job, offer, found))
@@ -208,8 +221,8 @@ def _forbidden(cycle: Cycle, job: Job, offer: Offer, found: Placement) -> dict[i
     calendar = cycle.state.machines.calendar
     if not calendar.on:
         return {}
-    lasts_s = (job.duration_s or cycle.state.policy.assumed_duration_s) / offer.throughput
-    until_s = cycle.now_s + job.durability.restart_s + lasts_s
+    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
+    until_s = cycle.now_s + job.durability.restart_s + lasts_s / offer.throughput
     return {d: calendar.busy(d, until_s) for d in found.domains}
 
 

@@ -9,21 +9,20 @@ to the lower priority, then to the younger gang.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import NamedTuple
 
-from rackscale.events import Binding, Segment
+from rackscale.events import Segment
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
-from rackscale.scheduler.elastic import Shrunk, shrinkings
-from rackscale.scheduler.price import Taker, cost, evictions_left, guard
-from rackscale.workload import Job, Offer
+from rackscale.scheduler.elastic import shrinkings
+from rackscale.scheduler.exact import MOST, smallest_set
+from rackscale.scheduler.price import Taker, cost, evictions_left, interruptible, protected
+from rackscale.scheduler.victims import Ask, Clearing, Victim
 
 GIVE_UP = 4
 """Domains without a lawful set of victims that are looked at per wanted candidate, before the search ends."""
@@ -31,40 +30,6 @@ LEAST = 8
 """Candidates priced per cluster, however many clusters share the policy's number."""
 ANYBODY = 1 << 62
 """A priority above all others: reclaiming looks at everybody."""
-
-
-class Victim(NamedTuple):
-    """A gang that has to give nodes: all of them, or those that it goes on without."""
-
-    name: str
-    price: float
-    """GPU-seconds."""
-    priority: int
-    age_s: float
-    gives: int
-    """Nodes that it frees in the domain looked at."""
-    shrunk: Shrunk | None = None
-
-
-class Clearing(NamedTuple):
-    """Nodes to claim and the gangs that must leave them."""
-
-    binding: Binding
-    victims: tuple[str, ...]
-    price: float
-    """GPU-seconds."""
-    shrunk: dict[str, Shrunk]
-    """Those of the victims that go on with fewer nodes."""
-
-
-class Ask(NamedTuple):
-    """What is wanted: a shape on some system, for somebody, in domains that may be used."""
-
-    job: Job
-    offer: Offer
-    taker: Taker
-    closed: int = 0
-    """Domains not to be touched: others were promised them, or they go out of use."""
 
 
 class Clearer:
@@ -101,6 +66,32 @@ class Clearer:
             self.straddle = True
             found = self._search(ask)
             self.straddle = False
+        return found or self._every_set(ask)
+
+    def _every_set(self, ask: Ask) -> Clearing | None:
+        """What going from domain to domain misses where budgets, quotas or victims over several domains are in the
+        way; tried only while few gangs could be taken at all."""
+        state = self.state
+        found = smallest_set(state, ask, self._lone(ask), self.pick)
+        for victim in list(self.picked.values()):
+            self._trial(victim, -1)
+        self.picked = {}
+        if found is None:
+            return None
+        binding, victims = found
+        return Clearing(binding, tuple(v.name for v in victims), sum(v.price for v in victims), {})
+
+    def _lone(self, ask: Ask) -> list[Victim]:
+        """Every gang that may be taken, whole."""
+        state, found = self.state, list[Victim]()
+        for name, gang in state.gangs.items():
+            if not gang.binding or name in self.leaving or state.jobs[gang.job].cpu_only:
+                continue
+            if interruptible(state, gang, ask.taker, self.now_s) is None:
+                age_s = self.now_s - (gang.started_s or 0.0)
+                found.append(Victim(name, cost(state, gang, self.now_s).total, gang.priority, age_s, 0))
+                if len(found) > MOST:
+                    return []
         return found
 
     def _search(self, ask: Ask) -> Clearing | None:
@@ -145,13 +136,17 @@ class Clearer:
             self._trial(victim, -1)
         return found
 
+    def _gives(self, victim: Victim) -> Charge:
+        """What the victim's queue no longer holds."""
+        charge = self.state.gangs[victim.name].charge
+        if victim.shrunk is None:
+            return charge
+        after = self.state.machines.charge(victim.shrunk.binding)
+        return Charge(charge.gpus - after.gpus, charge.domains - after.domains)
+
     def _trial(self, victim: Victim, gangs: int) -> None:
         gang = self.state.gangs[victim.name]
-        charge = gang.charge
-        if victim.shrunk is not None:
-            after = self.state.machines.charge(victim.shrunk.binding)
-            charge = Charge(charge.gpus - after.gpus, charge.domains - after.domains)
-        self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, charge, -gangs)
+        self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, self._gives(victim), -gangs)
 
     def pick(self, victims: Iterable[Victim], taker: Taker) -> str | None:
         """Take these victims; or the name of one that budgets or quotas protect now that others are taken."""
@@ -170,23 +165,26 @@ class Clearer:
     def _affords(self, victim: Victim, taker: Taker) -> bool:
         gang = self.state.gangs[victim.name]
         left = self.budgets.get(gang.queue, inf)
-        if left < inf:
-            counts = Counter(self.state.gangs[name].queue for name in self.picked)
-            if counts[gang.queue] + 1 > left:
-                return False
-        return guard(self.state, gang, taker, self.now_s, straddle=self.straddle) is None
+        if left < inf and 1 + sum(self.state.gangs[name].queue == gang.queue for name in self.picked) > left:
+            return False
+        return protected(self.state, gang, taker, self._gives(victim), straddle=self.straddle) is None
 
     def offers(self, d: int, short: int, taker: Taker, usable: int, barred: set[str]) -> list[Victim]:
         """Ways to free nodes of domain d, one or two per gang that may be taken."""
-        state, found = self.state, []
+        state, found = self.state, list[Victim]()
+        gangs, guaranteed = state.gangs, state.tree.guaranteed
         for name, mask in state.tenants.on[d].items():
             if name in self.picked or name in self.leaving or name in barred:
                 continue
             gives = (mask & usable).bit_count()
-            gang = state.gangs[name]
-            if not gives or guard(state, gang, taker, self.now_s, straddle=self.straddle) is not None:
+            gang = gangs[name]
+            if not gives or interruptible(state, gang, taker, self.now_s) is not None:
                 continue
-            found += self._victims(gang, d, gives, short, usable)
+            for victim in self._victims(gang, d, gives, short, usable):
+                if not guaranteed or (
+                    protected(state, gang, taker, self._gives(victim), straddle=self.straddle) is None
+                ):
+                    found.append(victim)
         return found
 
     def _victims(self, gang: Gang, d: int, gives: int, short: int, usable: int) -> list[Victim]:

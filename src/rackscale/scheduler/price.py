@@ -62,13 +62,21 @@ def guard(state: FleetState, gang: Gang, taker: Taker, now_s: float, *, straddle
 
     `straddle`: reclaiming may take the one gang that lies across its queue's quota.
     """
-    job, policy, tree = state.jobs[gang.job], state.policy, state.tree
+    return interruptible(state, gang, taker, now_s) or protected(
+        state, gang, taker, gang.charge, straddle=straddle
+    )
+
+
+def interruptible(state: FleetState, gang: Gang, taker: Taker, now_s: float) -> str | None:
+    """Why the gang may not be interrupted for the taker, quotas aside."""
     if gang.status is not Status.RUNNING:
         return "not-running"
+    job, policy, tree = state.jobs[gang.job], state.policy, state.tree
     if not job.preemptible:
         return "not-preemptible"
-    reclaims = tree.guaranteed and policy.reclaim and tree.owed(gang.queue, taker.queue, taker.charge)
-    if gang.priority >= taker.priority and not reclaims:
+    if gang.priority >= taker.priority and not (
+        tree.guaranteed and policy.reclaim and tree.owed(gang.queue, taker.queue, taker.charge)
+    ):
         return "priority"
     assert gang.started_s is not None
     if now_s - gang.started_s < max(policy.min_runtime_s, job.durability.restart_s):
@@ -78,11 +86,16 @@ def guard(state: FleetState, gang: Gang, taker: Taker, now_s: float, *, straddle
     queue = state.queues.get(gang.queue)
     if queue is not None and evictions_left(state, queue, now_s) <= 0:
         return "queue-budget"
-    if tree.guaranteed and not tree.can_lose(
-        gang.queue, taker.queue, gang.charge, straddle=straddle and reclaims
-    ):
-        return "quota"
     return None
+
+
+def protected(state: FleetState, gang: Gang, taker: Taker, gives: Charge, *, straddle: bool) -> str | None:
+    """Whether the quota of the gang's queues keeps the taker from getting `gives` of what it holds."""
+    tree = state.tree
+    if not tree.guaranteed:
+        return None
+    straddle = straddle and state.policy.reclaim and tree.owed(gang.queue, taker.queue, taker.charge)
+    return None if tree.can_lose(gang.queue, taker.queue, gives, straddle=straddle) else "quota"
 
 
 def evictions_left(state: FleetState, queue: Queue, now_s: float) -> float:

@@ -113,7 +113,10 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment) -> Segment | None:
     within = group.domains & ~avoid
     if level is not None:
         within &= state.topology.unit(level, state.index[segment.domain])
-    found = place_one(occupancy, within, len(segment.held))
+    calendar = state.machines.calendar
+    assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
+    shut = calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
+    found = place_one(occupancy, within & ~shut, len(segment.held))
     if found is None:
         return None
     shape = Shape(nodes_per_segment=len(segment.nodes), spares_per_segment=len(segment.spares))

@@ -13,10 +13,11 @@ from msgspec import Struct
 
 from rackscale.capacity.ledger import STATES, US_PER_H, Ledger, Row
 from rackscale.capacity.quality import Meter, Quality
-from rackscale.control import Controller, Log
+from rackscale.control import Controller, Decide, Log
 from rackscale.events import Event, Input
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
+from rackscale.scheduler import decide as schedule
 from rackscale.spec import Documents, Submission, submissions
 from rackscale.twin.executor import TwinExecutor
 from rackscale.twin.tally import COUNTED, Tally, Wait
@@ -94,6 +95,7 @@ def rehearse(
     log: Log | None = None,
     listeners: Iterable[Callable[[Event], None]] = (),
     progress: Callable[[Progress], None] | None = None,
+    decide: Decide = schedule,
 ) -> Rehearsal:
     """Run the documents' fleet and work, and `jobs` beside it, from an empty fleet at time 0 until `until_s`.
 
@@ -108,7 +110,8 @@ def rehearse(
         failures=documents.failures if failures else None,
     )
     return play(
-        FleetState(), twin, until_s=until_s, seed=seed, by_job=by_job, log=log, listeners=listeners, progress=progress
+        FleetState(), twin, until_s=until_s, seed=seed, by_job=by_job, log=log, listeners=listeners, progress=progress,
+        decide=decide,
     )  # fmt: skip
 
 
@@ -122,6 +125,7 @@ def play(
     log: Log | None = None,
     listeners: Iterable[Callable[[Event], None]] = (),
     progress: Callable[[Progress], None] | None = None,
+    decide: Decide = schedule,
 ) -> Rehearsal:
     """Drive a twin from a state, which is changed: pass `state.fork()` of a live one, and a twin that recovered it."""
     started_s, reported_s = time.perf_counter(), time.perf_counter()
@@ -130,7 +134,7 @@ def play(
     ledger.adopt(state, start_s)
     meter = Meter(ledger, start_s=start_s)
     tally = Tally(meter, start_s=start_s, until_s=until_s, samples=SAMPLES)
-    controller = Controller(state, twin, log=log, listeners=(tally, *listeners))
+    controller = Controller(state, twin, log=log, listeners=(tally, *listeners), decide=decide)
     with _few_collections():
         while twin.now_s < until_s and not twin.done:
             controller.step(until_s)
