@@ -217,7 +217,10 @@ def test_what_is_announced_comes_when_it_is_expected_and_fails_from_then_on() ->
 
 def test_a_delivery_that_is_told_is_not_told_again() -> None:
     fleet = domains(2)
-    inputs = [Announced(at_s=0.0, ready_s=100.0, domains=fleet), Delivered(at_s=100.0, domains=fleet)]
+    inputs: list[Input] = [
+        Announced(at_s=0.0, ready_s=100.0, domains=fleet),
+        Delivered(at_s=100.0, domains=fleet),
+    ]
     twin = TwinExecutor(inputs=inputs)
     seen: list[Input] = []
     while not twin.done:

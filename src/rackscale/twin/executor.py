@@ -130,7 +130,10 @@ class TwinExecutor:
             events.append(event)
             kind = type(event)
             if kind not in QUIET:
-                last_s = min(last_s, max(at_s, quiet_s))
+                if at_s >= quiet_s:
+                    last_s = at_s
+                elif quiet_s < last_s:
+                    last_s = quiet_s
                 if kind in react:
                     react[kind](event)
             if len(events) >= self._batch and not full:
