@@ -9,7 +9,7 @@ from rackscale.events import Reason, Refuse, Segment
 from rackscale.fleet.gangs import Gang, WaitClass
 from rackscale.fleet.machines import Books
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
-from rackscale.fleet.queues import Charge, segment_charge
+from rackscale.fleet.queues import Charge
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, ever_fits, place
@@ -125,18 +125,11 @@ def least_charge(cycle: Cycle, job: Job, choice: int) -> Charge:
     """What the choice would cost the queue at least."""
     if job.cpu_only:
         return Charge()
-    offer = job.choices[choice]
-    shape = offer.shape
-    groups = [
-        group
-        for group in cycle.state.topology.groups(offer.system or job.system, job.cluster)
-        if group.largest >= shape.nodes_held_per_segment
-    ]
-    if not groups:
-        return Charge()
-    gpus = min(group.gpus_per_node for group in groups)
-    domains = min(segment_charge(shape.nodes_held_per_segment, group.largest) for group in groups)
-    return Charge(shape.nodes_held * gpus, shape.segments * domains)
+    shape, system = job.shape, job.system
+    if choice:
+        offer = job.offers[choice - 1]
+        shape, system = offer.shape, offer.system or system
+    return Charge(*cycle.state.topology.floor(shape, system, job.cluster))
 
 
 def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
