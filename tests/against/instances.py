@@ -225,7 +225,10 @@ def _tenant(instance: Instance, job: Job, on: Sequence[int], unsaved_s: float, g
         gpus_per_node=gpus_per_node,
         price=price,
         queue=job.queue,
-        less=tuple(Less(offer.shape, price) for offer in job.offers),
+        less=tuple(
+            Less(offer.shape, round(unsaved_s * gpus + job.durability.restart_s * offer.shape.nodes * gpus_per_node))
+            for offer in job.offers
+        ),
     )
 
 

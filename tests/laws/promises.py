@@ -34,7 +34,7 @@ def windows(facts: Facts, node: Node) -> Iterator[tuple[float, float, str]]:
         yield expires_s, inf, "expired"
 
 
-def check_outlives(facts: Facts, life: Life, binding: ev.Binding, choice: int) -> None:
+def check_outlives(facts: Facts, life: Life, binding: ev.Binding, choice: int, why: str = "") -> None:
     """Nothing is started where it is expected to be when the nodes go out of use."""
     for node in held(binding):
         for start_s, end_s, code in windows(facts, node):
@@ -43,7 +43,8 @@ def check_outlives(facts: Facts, life: Life, binding: ev.Binding, choice: int) -
             lasts_s = life.lasts_s(choice)
             if lasts_s == inf and code == "maintenance":
                 lasts_s = facts.policy.assumed_duration_s
-            assert facts.now_s + lasts_s <= start_s + SLACK_S, f"{life.name} would outlive {code} of {node}"
+            told = f"{life.name} would outlive {code} of {node} {why}{' (CPU only)' * life.job.cpu_only}"
+            assert facts.now_s + lasts_s <= start_s + SLACK_S, told
 
 
 def check_has_to_leave(facts: Facts, life: Life, action: ev.Preempt | ev.Move) -> None:

@@ -44,6 +44,8 @@ class Usage:
         for life in facts.lives.values():
             if life.binding:
                 self.add(life, life.binding)
+            elif life.claim:  # it starts there for sure
+                self.add(life, life.claim)
 
     def add(self, life: Life, binding: ev.Binding, sign: int = 1) -> None:
         g, d = gpus(self.facts, life, binding), domains(self.facts, life, binding)
@@ -122,9 +124,8 @@ def check_quotas_kept(facts: Facts, plan: ev.Plan) -> None:
 
 
 def _above(facts: Facts, taker: str) -> set[str]:
-    if taker.startswith("@"):
-        booking = facts.bookings.get(taker[1:])
-        return {q.name for q in facts.path(booking.queue)} if booking else set()
+    if taker not in facts.lives:
+        return {q.name for q in facts.path(facts.bookings[taker].queue)}
     return {q.name for q in facts.path(facts.lives[taker].job.queue)}
 
 
