@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 
 from msgspec import Struct
 
 from rackscale.capacity.ledger import STATES, US_PER_H, Ledger, Row
-from rackscale.control import Controller, Log
+from rackscale.capacity.quality import Meter, Quality
+from rackscale.control import Controller, Decide, Log
 from rackscale.events import Configured, Delivered, Event, Input
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
+from rackscale.scheduler import decide as schedule
 from rackscale.spec import Documents, Submission, submissions
 from rackscale.twin.executor import TwinExecutor
 from rackscale.twin.tally import COUNTED, Tally, Wait
@@ -23,6 +27,8 @@ SAMPLES = 120
 """Points of the occupancy curve."""
 REPORT_EVERY_S = 0.2
 """Wall-clock seconds between calls of `progress`."""
+THRESHOLDS = (100_000, 50, 100)
+"""Of the collector of cyclic garbage while a rehearsal runs."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -70,6 +76,7 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
     occupancy: tuple[float, ...]
     """Share of the delivered GPUs that gangs held, at equal distances from the start."""
     totals: tuple[Total, ...]
+    quality: Quality
     ledger: tuple[Row, ...]
     events: dict[str, int]
     """Events by type."""
@@ -89,6 +96,7 @@ def rehearse(
     log: Log | None = None,
     listeners: Iterable[Callable[[Event], None]] = (),
     progress: Callable[[Progress], None] | None = None,
+    decide: Decide = schedule,
 ) -> Rehearsal:
     """Run the documents' fleet and work, and `jobs` beside it, from an empty fleet at time 0 until `until_s`.
 
@@ -106,7 +114,8 @@ def rehearse(
         failures=documents.failures if failures else None,
     )
     return play(
-        FleetState(), twin, until_s=until_s, seed=seed, by_job=by_job, log=log, listeners=listeners, progress=progress
+        FleetState(), twin, until_s=until_s, seed=seed, by_job=by_job, log=log, listeners=listeners, progress=progress,
+        decide=decide,
     )  # fmt: skip
 
 
@@ -120,24 +129,38 @@ def play(
     log: Log | None = None,
     listeners: Iterable[Callable[[Event], None]] = (),
     progress: Callable[[Progress], None] | None = None,
+    decide: Decide = schedule,
 ) -> Rehearsal:
     """Drive a twin from a state, which is changed: pass `state.fork()` of a live one, and a twin that recovered it."""
     started_s, reported_s = time.perf_counter(), time.perf_counter()
     start_s = twin.now_s
     ledger = Ledger(by_job=by_job)
     ledger.adopt(state, start_s)
-    tally = Tally(ledger, start_s=start_s, until_s=until_s, samples=SAMPLES)
-    controller = Controller(state, twin, log=log, listeners=(tally, *listeners))
-    while twin.now_s < until_s and not twin.done:
-        controller.step(until_s)
-        if progress is not None and time.perf_counter() - reported_s > REPORT_EVERY_S:
-            reported_s = time.perf_counter()
-            progress(_progress(state, twin, tally, until_s))
+    meter = Meter(ledger, start_s=start_s)
+    tally = Tally(meter, start_s=start_s, until_s=until_s, samples=SAMPLES)
+    controller = Controller(state, twin, log=log, listeners=(tally, *listeners), decide=decide)
+    with _few_collections():
+        while twin.now_s < until_s and not twin.done:
+            controller.step(until_s)
+            if progress is not None and time.perf_counter() - reported_s > REPORT_EVERY_S:
+                reported_s = time.perf_counter()
+                progress(_progress(state, twin, tally, until_s))
     tally.sample(until_s)
     if progress is not None:
         progress(_progress(state, twin, tally, until_s))
     wall_s = time.perf_counter() - started_s
-    return _rehearsal(state, ledger, tally, seed=seed, start_s=start_s, until_s=until_s, wall_s=wall_s)
+    return _rehearsal(state, ledger, tally, meter, seed=seed, start_s=start_s, until_s=until_s, wall_s=wall_s)
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Look for cyclic garbage seldom: the loop makes next to none, and each look goes over all that is alive."""
+    before = gc.get_threshold()
+    gc.set_threshold(*THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _progress(state: FleetState, twin: TwinExecutor, tally: Tally, until_s: float) -> Progress:
@@ -148,7 +171,8 @@ def _progress(state: FleetState, twin: TwinExecutor, tally: Tally, until_s: floa
 
 
 def _rehearsal(
-    state: FleetState, ledger: Ledger, tally: Tally, *, seed: int, start_s: float, until_s: float, wall_s: float
+    state: FleetState, ledger: Ledger, tally: Tally, meter: Meter, *, seed: int, start_s: float, until_s: float,
+    wall_s: float,
 ) -> Rehearsal:  # fmt: skip
     rows = ledger.rows(until_s)
     waiting = sum(gang.status is Status.WAITING for gang in state.gangs.values())
@@ -172,6 +196,7 @@ def _rehearsal(
         restarts=dict(tally.restarts),
         occupancy=tuple(tally.occupancy),
         totals=_totals(rows, ledger.delivered_gpu_us()),
+        quality=meter.answer(until_s),
         ledger=rows,
         events=events,
         wall_s=wall_s,

@@ -1,0 +1,280 @@
+"""Schedulers side by side on recorded jobs: waits of whole-domain gangs, lost work, occupancy, fragmentation.
+
+    python -m benchmarks.traces                 every load, three seeds, four schedulers: whole tables
+    python -m benchmarks.traces --scale small   minutes become seconds: a quarter of the jobs, four days
+
+`benchmarks.recorded` says how the records become work, `benchmarks.peers` what the other schedulers stand for. All
+run in the same twin, with the same jobs, failures and seeds. The records lie beside the project in
+../shared/data/jobs; without them there is nothing to compare.
+
+What is measured, from the end of the warm-up on:
+
+    wait       from submission to the first start. Gangs that never started count as having waited until the end, at
+               least; those submitted in the last day are left out.
+    occupancy  share of all GPUs that gangs hold, sampled every hour
+    GFR        share of domains that are partly held: some room, but less than a whole-domain segment needs
+    stranded   share of the free room that lies in such domains
+    lost       work that was done and has to be done again, of all GPU-time (the ledger's, over the whole run)
+    overhead   checkpointing, leaving and starting again because of preemption, of all GPU-time
+    useful     productive GPU-time, of all
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks import peers, recorded
+from benchmarks.recorded import DAY_S, GPUS_PER_NODE, NODES, SEGMENT, Record, World
+from rackscale.control import Decide
+from rackscale.events import Configured, Decided, Delivered, Event, Start, Submitted
+from rackscale.fleet.state import FleetState
+from rackscale.scheduler import decide
+from rackscale.spec import Failures
+from rackscale.twin import Rehearsal, TwinExecutor, play
+from rackscale.twin.tally import quantile
+from rackscale.workload import Policy
+
+SCHEDULERS: dict[str, Callable[[], Decide]] = {
+    "FIFO": peers.Fifo,
+    "EASY + quota": peers.Easy,
+    "EASY by rack": peers.Racks,
+    "no topology": peers.Scatter,
+    "rackscale": lambda: decide,
+}
+POLICY = Policy()
+"""The full policy, as it is by default."""
+LOADS = (0.7, 0.85, 0.95)
+SEEDS = (1, 2, 3)
+SAMPLE_S = 3600.0
+SCALES: dict[str, dict[str, float]] = {
+    "full": {"days": 26.0, "warm_days": 2.0, "cool_days": 1.0, "thin": 1.0, "largest": 16},
+    "small": {"days": 4.0, "warm_days": 1.0, "cool_days": 0.5, "thin": 0.25, "largest": 4},
+}
+QUANTILES = (0.5, 0.95, 0.99)
+CLASSES = ("production", "research 9-32 nodes", "research 2-8 nodes", "research 1 node")
+
+
+class Meter:
+    """A listener: waits by class, and samples of the fleet's state."""
+
+    def __init__(self, state: FleetState, *, warm_s: float, cool_s: float) -> None:
+        self._state, self._warm_s, self._cool_s = state, warm_s, cool_s
+        self._next_s = warm_s
+        self._open: dict[str, tuple[str, float]] = {}
+        self._waits: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+        self.held: list[float] = []
+        self.broken: list[float] = []
+        self.stranded: list[float] = []
+        """Where nothing is free there is nothing to strand: no sample."""
+
+    def __call__(self, event: Event) -> None:
+        if event.at_s >= self._next_s:
+            self._sample()
+            self._next_s += SAMPLE_S * (1 + (event.at_s - self._next_s) // SAMPLE_S)
+        match event:
+            case Submitted(at_s=at_s, job=job) if self._warm_s <= at_s < self._cool_s:
+                self._open[job.name] = (kind(job.queue, job.shape.nodes), at_s)
+            case Decided(plan=plan):
+                for action in plan.actions:
+                    if type(action) is Start and action.gang in self._open:
+                        name, at_s = self._open.pop(action.gang)
+                        self._waits[name].append((event.at_s - at_s, False))
+
+    def _sample(self) -> None:
+        occupancy = self._state.occupancy
+        held = sum(mask.bit_count() for mask in occupancy.held)
+        rooms = [room for room in occupancy.room if room]
+        broken = [
+            room
+            for room, mask in zip(occupancy.room, occupancy.held, strict=True)
+            if 0 < room < SEGMENT and mask
+        ]
+        self.held.append(held / sum(mask.bit_count() for mask in occupancy.full))
+        self.broken.append(len(broken) / len(occupancy.room))
+        if rooms:
+            self.stranded.append(sum(broken) / sum(rooms))
+
+    def waits(self, until_s: float) -> dict[str, dict[str, Any]]:
+        """Quantiles by class, seconds; `open` counts those that never started, with their waits so far."""
+        waits = {name: list(found) for name, found in self._waits.items()}
+        for name, at_s in self._open.values():
+            waits.setdefault(name, []).append((until_s - at_s, True))
+        return {
+            name: {
+                "gangs": len(found),
+                "open": sum(unstarted for _, unstarted in found),
+                "mean_s": mean(wait for wait, _ in found),
+                **{f"p{share * 100:g}_s": quantile(sorted(wait for wait, _ in found), share) for share in QUANTILES},
+            }
+            for name in CLASSES
+            if (found := waits.get(name))
+        }  # fmt: skip
+
+
+def kind(queue: str, nodes: int) -> str:
+    """The class of a gang, one of `CLASSES`."""
+    if queue == recorded.PRODUCTION:
+        return CLASSES[0]
+    return CLASSES[1] if nodes > 8 else CLASSES[2] if nodes > 1 else CLASSES[3]
+
+
+def measure(world: World, scheduler: str, *, seed: int, warm_s: float, cool_s: float) -> dict[str, Any]:
+    """One rehearsal of a world under one scheduler."""
+    state = FleetState()
+    twin = TwinExecutor(
+        seed=seed, submissions=world.submissions, failures=Failures(),
+        inputs=(
+            Configured(at_s=0.0, policy=POLICY, queues=world.queues),
+            Delivered(at_s=0.0, domains=world.fleet),
+        ),
+    )  # fmt: skip
+    meter = Meter(state, warm_s=warm_s, cool_s=world.until_s - cool_s)
+    started_s = time.process_time()
+    found = play(
+        state, twin, until_s=world.until_s, seed=seed, listeners=(meter,), decide=SCHEDULERS[scheduler]()
+    )
+    gpu_h = sum(total.gpu_h for total in found.totals)
+    return {
+        "scheduler": scheduler,
+        "seed": seed,
+        "load": world.load,
+        "domains": len(world.fleet),
+        "gpus": len(world.fleet) * NODES * GPUS_PER_NODE,
+        "waits": meter.waits(world.until_s),
+        "occupancy": mean(meter.held),
+        "gfr": mean(meter.broken),
+        "stranded": mean(meter.stranded) if meter.stranded else 0.0,
+        "lost_preempted": found.preemption_gpu_h.get("lost", 0.0) / gpu_h,
+        "lost_failed": found.failure_gpu_h.get("lost", 0.0) / gpu_h,
+        "lost": _share(found, "lost"),
+        "overhead": sum(h for what, h in found.preemption_gpu_h.items() if what != "lost") / gpu_h,
+        "useful": _share(found, "productive"),
+        "preemptions": found.departures.get("preempted-for", 0),
+        "departures": found.departures,
+        "jobs": found.jobs,
+        "failures": sum(found.failures.values()),
+        "cpu_s": time.process_time() - started_s,
+    }
+
+
+def _share(found: Rehearsal, state: str) -> float:
+    return next(total.share for total in found.totals if total.state == state)
+
+
+def compare(
+    research: Sequence[Record],
+    production: Sequence[Record],
+    *,
+    scale: str,
+    loads: Sequence[float],
+    seeds: Sequence[int],
+    schedulers: Sequence[str],
+    progress: Callable[[str], object] = str,
+) -> list[dict[str, Any]]:
+    """One row per load, seed and scheduler."""
+    size = SCALES[scale]
+    rows = []
+    for load in loads:
+        for seed in seeds:
+            world = recorded.world(
+                research, production, load=load, days=size["days"], seed=seed, thin=size["thin"],
+                largest=int(size["largest"]),
+            )  # fmt: skip
+            for scheduler in schedulers:
+                row = measure(
+                    world, scheduler, seed=seed, warm_s=size["warm_days"] * DAY_S, cool_s=size["cool_days"] * DAY_S
+                )  # fmt: skip
+                rows.append(row | {"asked_load": load})
+                progress(
+                    f"load {load:g}, seed {seed}, {scheduler}: {row['jobs']['finished']:,} finished,"
+                    f" {row['cpu_s']:.0f} s"
+                )
+    return rows
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """All tables. Where there are several seeds, the mean over them and, of the bars, the worst."""
+    for load in dict.fromkeys(row["asked_load"] for row in rows):
+        these = [row for row in rows if row["asked_load"] == load]
+        domains = sorted({row["domains"] for row in these})
+        print(
+            f"\nload {load:g}: {_span(domains)} UltraServers, {len({row['seed'] for row in these})} seed(s)\n"
+        )
+        _show_waits(these)
+        _show_use(these)
+
+
+def _span(values: list[int]) -> str:
+    return f"{values[0]}" if len(values) == 1 else f"{values[0]}-{values[-1]}"
+
+
+def _by_scheduler(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["scheduler"]].append(row)
+    return found
+
+
+def _show_waits(rows: list[dict[str, Any]]) -> None:
+    print("wait, hours (mean over seeds)    gangs  never started      mean       p50       p95       p99")
+    for name in CLASSES:
+        for scheduler, these in _by_scheduler(rows).items():
+            found = [row["waits"][name] for row in these if name in row["waits"]]
+            if not found:
+                continue
+            hours = [
+                mean(wait[key] for wait in found) / 3600 for key in ("mean_s", "p50_s", "p95_s", "p99_s")
+            ]
+            print(
+                f"{name:19} {scheduler:13} {sum(w['gangs'] for w in found):5,} {sum(w['open'] for w in found):14,}"
+                + "".join(f" {h:9.3f}" for h in hours)
+            )
+    print()
+
+
+def _show_use(rows: list[dict[str, Any]]) -> None:
+    shares = ("occupancy", "useful", "lost", "lost_preempted", "overhead", "gfr", "stranded")
+    print(f"{'of all GPU-time, %':14}" + "".join(f" {name:>14}" for name in shares) + "  preempted  finished")
+    for scheduler, these in _by_scheduler(rows).items():
+        cells = "".join(f" {mean(row[name] for row in these):14.2%}" for name in shares)
+        preempted = mean(row["preemptions"] for row in these)
+        finished = mean(row["jobs"]["finished"] for row in these)
+        print(f"{scheduler:18}{cells} {preempted:10,.0f} {finished:9,.0f}")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.traces", description=(__doc__ or "").split("\n", 1)[0]
+    )
+    parser.add_argument("--scale", choices=list(SCALES), default="full")
+    parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), metavar="L")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N")
+    parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS), default=list(SCHEDULERS))
+    parser.add_argument("--data", type=Path, default=None, help="the folder with the records")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    data = args.data or recorded.found(Path(__file__).parents[1])
+    if data is None:
+        sys.exit("there are no records in ../shared/data/jobs: say where they are with --data")
+    rows = compare(
+        recorded.read(data / "philly_first_half.parquet"), recorded.read(data / "acme_kalos_completed.parquet"),
+        scale=args.scale, loads=args.loads, seeds=args.seeds, schedulers=args.schedulers,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(json.dumps(rows, indent=2)) if args.json else show(rows)
+
+
+if __name__ == "__main__":
+    main()
