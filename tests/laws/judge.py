@@ -242,8 +242,9 @@ class Judge:
         """A victim makes room for a gang (or booking) that may take it and does."""
         name = action.reason.for_gang
         assert name is not None
-        if name in {a.booking for a in self.plan.actions if isinstance(a, ev.Hold)}:
-            booking = self.facts.bookings[name]
+        if name.startswith("@"):
+            booking = self.facts.bookings[name[1:]]
+            assert any(isinstance(a, ev.Hold) and a.booking == booking.name for a in self.plan.actions)
             assert self.facts.priority(life.job) < self.facts.policy.priorities.get(booking.priority, 0)
             return
         taken = [a.binding for a in self.plan.actions if isinstance(a, ev.Claim) and a.gang == name]

@@ -124,8 +124,8 @@ def check_quotas_kept(facts: Facts, plan: ev.Plan) -> None:
 
 
 def _above(facts: Facts, taker: str) -> set[str]:
-    if taker not in facts.lives:
-        return {q.name for q in facts.path(facts.bookings[taker].queue)}
+    if taker.startswith("@"):
+        return {q.name for q in facts.path(facts.bookings[taker[1:]].queue)}
     return {q.name for q in facts.path(facts.lives[taker].job.queue)}
 
 
