@@ -84,7 +84,13 @@ class Judge:
     # -- who gets nodes ----------------------------------------------------------------------------------------------
 
     def take(
-        self, life: Life, binding: ev.Binding, choice: int, *, leaving_too: bool = False, mine: Collection[Node] = ()
+        self,
+        life: Life,
+        binding: ev.Binding,
+        choice: int,
+        *,
+        leaving_too: bool = False,
+        mine: Collection[Node] = (),
     ) -> None:
         """Nodes that are up, free, and not kept for anybody else. A gang may stay on those that it has (`mine`)."""
         job = life.job
@@ -244,8 +250,13 @@ class Judge:
         assert name is not None
         if name.startswith("@"):
             booking = self.facts.bookings[name[1:]]
-            assert any(isinstance(a, ev.Hold) and a.booking == booking.name for a in self.plan.actions)
-            assert self.facts.priority(life.job) < self.facts.policy.priorities.get(booking.priority, 0)
+            (binding,) = [
+                a.binding for a in self.plan.actions if isinstance(a, ev.Hold) and a.booking == name[1:]
+            ]
+            if self.facts.priority(life.job) >= self.facts.policy.priorities.get(booking.priority, 0):
+                assert action.reason.code == "reclaimed-for", "evicted for a booking of no higher priority"
+                job = Job(name=name, kind="batch", shape=booking.shape, queue=booking.queue)
+                shares.check_may_reclaim(self.facts, life, job, binding)
             return
         taken = [a.binding for a in self.plan.actions if isinstance(a, ev.Claim) and a.gang == name]
         assert taken, f"{life.name} leaves for {name}, which claims nothing"
@@ -258,7 +269,7 @@ class Judge:
         if action.reason.code == "preempted-for":
             assert lower, "evicted for a gang of no higher priority"
         elif not lower:
-            shares.check_may_reclaim(self.facts, life, self.facts.lives[name], taken[0])
+            shares.check_may_reclaim(self.facts, life, winner, taken[0])
 
     def check_gain(self, action: ev.Preempt | ev.Move) -> None:
         policy, reason = self.facts.policy, action.reason

@@ -41,6 +41,8 @@ def check_outlives(facts: Facts, life: Life, binding: ev.Binding, choice: int, w
             if end_s <= facts.now_s:
                 continue
             lasts_s = life.lasts_s(choice)
+            if life.job.booking in facts.bookings:  # it leaves when the booking is over
+                lasts_s = min(lasts_s, facts.bookings[life.job.booking].end_s - facts.now_s)
             if lasts_s == inf and code == "maintenance":
                 lasts_s = facts.policy.assumed_duration_s
             told = f"{life.name} would outlive {code} of {node} {why}{' (CPU only)' * life.job.cpu_only}"
