@@ -225,13 +225,13 @@ class Judge:
     def evict(self, life: Life, action: ev.Preempt | ev.Move) -> None:
         facts, job, now_s = self.facts, life.job, self.facts.now_s
         policy = facts.policy
-        assert policy.preemption
-        assert job.preemptible
-        assert life.status == "running"
+        assert policy.preemption, "preemption is off"
+        assert job.preemptible, f"{life.name} is not preemptible"
+        assert life.status == "running", f"{life.name} is {life.status}"
         assert now_s - life.started_s >= policy.min_runtime_s, "minimum run time"
         assert now_s - life.started_s >= job.durability.restart_s, "evicted within its restart time"
         if action.reason.code == "shrunk-for":
-            assert job.elastic
+            assert job.elastic, f"{life.name} is not elastic"
             assert isinstance(action, ev.Move)
             assert len(held(action.binding)) < len(held(life.binding))
             assert set(held(action.binding)) <= set(held(life.binding))
@@ -273,7 +273,7 @@ class Judge:
 
     def check_gain(self, action: ev.Preempt | ev.Move) -> None:
         policy, reason = self.facts.policy, action.reason
-        assert policy.defragment == "on"
+        assert policy.defragment == "on", "defragmentation is off"
         assert isinstance(action, ev.Move)
         costs = reason.lost_gpu_s + reason.restart_gpu_s + reason.penalty_gpu_s
         assert reason.gain_gpu_s >= policy.defragment_gain * costs - 1e-6, "a move that is not worth it"
