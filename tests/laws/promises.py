@@ -64,7 +64,7 @@ def check_has_to_leave(facts: Facts, life: Life, action: ev.Preempt | ev.Move) -
         soon = facts.now_s + action.grace_s + SLACK_S
         assert any(c == code and s <= soon for node in nodes for s, _, c in windows(facts, node)) or any(
             node in closed for node in nodes for closed in facts.closed.values()
-        )
+        ), f"{life.name} is sent away for {code} that is not there"
 
 
 # -- reservations ------------------------------------------------------------------------------------------------------
