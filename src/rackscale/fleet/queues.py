@@ -220,7 +220,7 @@ class QueueTree:
         if use is None:
             used = node.users.get(user)
             use = known[name, user] = 0.0 if used is None else used.now(now_s, half_life_s) * rate
-        found.append(use)
+        found.append(use + node.trial_users.get(user, (0, 0))[0])
         return tuple(found)
 
     def refuses(self, name: str, user: str, charge: Charge) -> str | None:

@@ -210,7 +210,7 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
                 return False
             cycle.give(gang, charge)
         elif state.tree.half_life_s is not None:
-            cycle.give(gang, Charge(offer.shape.nodes_held, 0))
+            cycle.give(gang, state.machines.charge(binding))
     reason = Reason(code="fits", free_nodes_left=found.free_nodes_left)
     cycle.start(gang, binding, reason, choice)
     return True
