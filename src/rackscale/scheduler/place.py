@@ -174,7 +174,9 @@ def _cpu_avoid(cycle: Cycle, job: Job) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
     lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
     last_s = cycle.now_s + job.durability.restart_s + lasts_s
-    return calendar.shut(last_s, last_s, job.shape.nodes_per_segment, occupancy)
+    shape = job.shape
+    nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
+    return calendar.shut(last_s, last_s, nodes, occupancy)
 
 
 def siblings(cycle: Cycle, job: Job) -> int:
