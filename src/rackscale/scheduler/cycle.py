@@ -75,6 +75,12 @@ class Cycle:
         self.promises.changed(1 << d)
         self.touched.add(d)
 
+    def depart(self, gang: Gang, binding: Binding) -> None:
+        """The gang will soon hold no more than `binding`: its queue's guarantee counts that already."""
+        after = self.state.machines.charge(binding)
+        gpus, domains = gang.charge.gpus - after.gpus, gang.charge.domains - after.domains
+        self.state.tree.depart(gang.queue, Charge(max(0, gpus), max(0, domains)))
+
     def give(self, gang: Gang, charge: Charge) -> None:
         self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, charge, 1)
         self.order.given()

@@ -56,6 +56,10 @@ def decide(state: FleetState, now_s: float) -> Plan:
 
 
 def _run(cycle: Cycle) -> None:
+    if cycle.state.tree.guaranteed:
+        for name in cycle.state.leaving:
+            gang = cycle.state.gangs[name]
+            cycle.depart(gang, gang.claim)
     settle(cycle)
     repair(cycle)
     withdraw(cycle)

@@ -6,7 +6,7 @@ import heapq
 from math import inf
 
 from rackscale.events import Reason, Refuse, Segment
-from rackscale.fleet.gangs import Gang, WaitClass
+from rackscale.fleet.gangs import Gang, WaitClass, remaining_s
 from rackscale.fleet.machines import Books
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.fleet.queues import Charge
@@ -167,7 +167,9 @@ def _cpu_avoid(cycle: Cycle, job: Job) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
     lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
     last_s = cycle.now_s + job.durability.restart_s + lasts_s
-    return calendar.shut(last_s, last_s, job.shape.nodes_per_segment, occupancy)
+    shape = job.shape
+    nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
+    return calendar.shut(last_s, last_s, nodes, occupancy)
 
 
 def siblings(cycle: Cycle, job: Job) -> int:
@@ -203,7 +205,7 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
                 return False
             cycle.give(gang, charge)
         elif state.tree.half_life_s is not None:
-            cycle.give(gang, Charge(offer.shape.nodes_held, 0))
+            cycle.give(gang, state.machines.charge(binding))
     reason = Reason(code="fits", free_nodes_left=found.free_nodes_left)
     cycle.start(gang, binding, reason, choice)
     return True
@@ -226,16 +228,16 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     binding = calendar.holding.get(job.booking or "")
     if binding is None or cycle.now_s >= calendar.bookings[job.booking or ""].end_s:
         return LIMITED
-    lasts_s = job.duration_s
-    ends_s = cycle.now_s + job.durability.restart_s + (lasts_s or 0.0)
-    if ends_s > calendar.bookings[job.booking or ""].end_s:
-        return LIMITED
+    left_s = remaining_s(gang, job)
+    time_s = calendar.bookings[job.booking or ""].end_s - cycle.now_s - job.durability.restart_s
     free: dict[int, int] = {}
     for d, mask in state.machines.masks(binding):
         free[d] = free.get(d, 0) | (mask & state.occupancy.up[d] & ~state.occupancy.held[d])
     for choice in ranked(state.topology, state.policy, job):
         offer = job.choices[choice]
-        found = _segments_in(cycle, free, offer)
+        if left_s < inf and left_s / offer.throughput > time_s:
+            continue
+        found = _segments_in(cycle, job, free, offer)
         if found is not None and refused(cycle, gang, job, state.machines.charge(found)) is None:
             cycle.give(gang, state.machines.charge(found))
             cycle.start(gang, found, Reason(code="fits", window=job.booking), choice)
@@ -243,12 +245,15 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     return LIMITED
 
 
-def _segments_in(cycle: Cycle, free: dict[int, int], offer: Offer) -> tuple[Segment, ...] | None:
+def _segments_in(
+    cycle: Cycle, job: Job, free: dict[int, int], offer: Offer
+) -> tuple[Segment, ...] | None:
     """Segments on these free nodes, the fullest domains first; None where they don't fit."""
     shape, domains = offer.shape, cycle.state.domains
     held, segments = shape.nodes_held_per_segment, list[Segment]()
     for d, mask in sorted(free.items(), key=lambda item: (item[1].bit_count(), item[0])):
-        if offer.system not in (None, domains[d].system):
+        system = offer.system or job.system
+        if system not in (None, domains[d].system) or job.cluster not in (None, domains[d].cluster):
             continue
         left = mask
         while left.bit_count() >= held and len(segments) < shape.segments:
