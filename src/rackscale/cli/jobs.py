@@ -20,8 +20,8 @@ from rackscale.cli.site import Picture, Site, picture
 from rackscale.commands import Cancel, Configure, Deliver, Drain, Reply, Submit, answer, preview, resolve
 from rackscale.errors import ControllerError, RackscaleError, UnknownNameError
 from rackscale.events import Action, Event, Forecast, Preempt, Requeue, Restart
-from rackscale.forecast import forecast
 from rackscale.fleet.state import FleetState
+from rackscale.forecast import forecast
 from rackscale.report import because, tables, words
 from rackscale.scheduler.answers import Why, WhyDomain
 from rackscale.scheduler.explain import why as explain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rackscale import events as ev
-from rackscale.report.words import duration, gpu_hours, nodes
+from rackscale.report.words import duration, gpu_hours, named
 from rackscale.scheduler.answers import (
     OBSTACLES,
     ChoiceJudged,
@@ -24,7 +24,8 @@ from rackscale.scheduler.answers import (
 FEW = 4
 GUARDS = {
     "not-running": "not running yet, or leaving", "not-preemptible": "not preemptible",
-    "priority": "of no lower priority", "minimum-run-time": "started too recently", "gang-budget": "evicted too often today",
+    "priority": "of no lower priority", "minimum-run-time": "started too recently",
+    "gang-budget": "evicted too often today",
     "queue-budget": "in queues that were evicted from too often today", "quota": "within their queue's quota",
     "allowed": "may be preempted",
 }  # fmt: skip
@@ -88,39 +89,40 @@ def obstacle(it: Obstacle, answer: Why) -> str:
         return _limit(it)
     if it.code == "booking":
         return _booking(it, answer.now_s)
-    at, where = when(it.at_s, answer.now_s), listed(it.domains)
-    size = f"{it.segments} x {it.nodes_per_segment} nodes"
-    match it.code:
-        case "next-cycle":
-            return "it fits now and starts with the next decision"
-        case "claimed":
-            if it.detail == "broken":
-                return f"a node kept for it on {where} is no longer usable: it tries again"
-            return f"{where} is being cleared for it; it starts when {it.subject} left, expected {at}"
-        case "reserved":
-            return f"it would fit on {where}, but would delay {it.subject}, which is promised to start {at}"
-        case "topology":
-            return (
-                f"{it.free_gpus} GPUs are free where it needs {it.needs_gpus}, but {it.roomy_domains} of the"
-                f" {it.segments} domain(s) it needs have {it.nodes_per_segment} free nodes"
-            )
-        case "capacity":
-            return f"it needs {it.needs_gpus} GPUs, and {it.free_gpus} are free"
-        case "fabric":
-            return f"{it.roomy_domains} domains have room for a segment, but not {_rule(it.subject or '')}"
-        case "maintenance":
-            return f"it would fit on {where}, but not end before maintenance {it.subject} begins {at}"
-        case "expiry":
-            return f"it would fit on {where}, but not end before that capacity goes back {at}"
-        case "announced":
-            return f"only capacity that is not delivered could hold {size}: {where}, expected {at}"
-        case "spares":
-            return f"it would fit on {where}, but only on nodes that are kept free for repairs"
-        case "policy":
-            return f"it would fit, but {it.subject} is ahead and the policy lets nobody overtake (backfill is off)"
-        case "never-fits":
-            return f"no cluster could ever hold {size}; {largest(answer.largest)}"
-    return f"{OBSTACLES[it.code]} ({size})"
+    if it.code == "never-fits":
+        return f"no cluster could ever hold {_size(it)}; {largest(answer.largest)}"
+    return _in_time(it, answer.now_s) or _in_space(it) or f"{OBSTACLES[it.code]} ({_size(it)})"
+
+
+def _size(it: Obstacle) -> str:
+    return f"{it.segments} x {it.nodes_per_segment} nodes"
+
+
+def _in_space(it: Obstacle) -> str | None:
+    where = listed(it.domains)
+    return {
+        "next-cycle": "it fits now and starts with the next decision",
+        "topology": f"{it.free_gpus} GPUs are free where it needs {it.needs_gpus}, but {it.roomy_domains} of the"
+        f" {it.segments} domain(s) it needs have {it.nodes_per_segment} free nodes",
+        "capacity": f"it needs {it.needs_gpus} GPUs, and {it.free_gpus} are free",
+        "fabric": f"{it.roomy_domains} domains have room for a segment, but not {_rule(it.subject or '')}",
+        "spares": f"it would fit on {where}, but only on nodes that are kept free for repairs",
+        "policy": f"it would fit, but {it.subject} is ahead and the policy lets nobody overtake (backfill is off)",
+    }.get(it.code)
+
+
+def _in_time(it: Obstacle, now_s: float) -> str | None:
+    where, at = listed(it.domains), when(it.at_s, now_s)
+    clears = f"{where} is being cleared for it; it starts when {it.subject} left, expected {at}"
+    if it.detail == "broken":
+        clears = f"a node kept for it on {where} is no longer usable: it tries again"
+    return {
+        "claimed": clears,
+        "reserved": f"it would fit on {where}, but would delay {it.subject}, which is promised to start {at}",
+        "maintenance": f"it would fit on {where}, but not end before maintenance {it.subject} begins {at}",
+        "expiry": f"it would fit on {where}, but not end before that capacity goes back {at}",
+        "announced": f"only capacity that is not delivered could hold {_size(it)}: {where}, expected {at}",
+    }.get(it.code)
 
 
 def _rule(subject: str) -> str:
@@ -318,7 +320,7 @@ def out_of_use(it: NodeOut, now_s: float) -> str:
     cause = causes.get(it.why, f"in maintenance {it.why}")
     back = f", expected back {when(it.back_s, now_s)}" if it.back_s is not None else ""
     often = f", {it.failures} failures lately" if it.failures > 1 else ""
-    return f"{nodes(it.nodes)} {cause}{back}{often}"
+    return f"{named(it.nodes)} {cause}{back}{often}"
 
 
 def domain(it: WhyDomain) -> Iterator[str]:
@@ -336,4 +338,4 @@ def domain(it: WhyDomain) -> Iterator[str]:
     for window in it.windows:
         what = "goes back" if window.name == "expired" else f"maintenance {window.name}"
         until = "" if window.end_s is None else f" for {duration(window.end_s - window.start_s)}"
-        yield f"{nodes(window.nodes)}: {what} {when(window.start_s, now_s)}{until}"
+        yield f"{named(window.nodes)}: {what} {when(window.start_s, now_s)}{until}"

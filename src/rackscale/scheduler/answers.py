@@ -159,7 +159,7 @@ class Unblock(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     kind: UnblockKind
     allowed: bool
-    """Whether the scheduler does it by itself the next time it looks at all that wait."""
+    """Whether the scheduler does it by itself: makes the room the next time it looks at all that wait, or waits."""
     cheapest: bool = False
     cost_gpu_h: float = 0.0
     """Lost work, restarts and penalties; for waiting, the gang's GPUs until it starts."""

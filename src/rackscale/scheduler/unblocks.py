@@ -159,18 +159,17 @@ def _mended(judge: Judge, offer: Offer, obstacle: Obstacle) -> Iterator[Unblock]
         for at_s, d, nodes in sorted(_idle(judge, offer, kind))[:FIXES]:
             rooms[d] = nodes
             ready[d] = at_s
-            found = judge.fits(offer, books=_with(judge, offer, rooms))
+            found = judge.fits(offer, books=_with(judge, rooms))
             if found is None:
                 continue
             used = sorted({d for d in found.domains if d in ready})
-            at_s = max(ready[d] for d in used)
+            done_s = max(judge.cycle.now_s, *(ready[d] for d in used))
             names = tuple(judge.state.domains[d].name for d in used)
             if kind == "repair":
-                waits_h = (
-                    max(0.0, at_s - judge.cycle.now_s) / 3600 * obstacle.needs_gpus if at_s < inf else 0.0
-                )
-                when_s = at_s if at_s < inf else None
-                yield Unblock(kind="repair", allowed=True, domains=names, at_s=when_s, cost_gpu_h=waits_h)
+                known = done_s < inf
+                waits_h = (done_s - judge.cycle.now_s) / 3600 * obstacle.needs_gpus if known else 0.0
+                when_s = done_s if known else None
+                yield Unblock(kind="repair", allowed=False, domains=names, at_s=when_s, cost_gpu_h=waits_h)
             else:
                 yield Unblock(kind="undrain", allowed=False, domains=names)
             break
@@ -199,7 +198,7 @@ def _idle(judge: Judge, offer: Offer, kind: str) -> Iterator[tuple[float, int, i
                 yield back_s, d, max(0, free.bit_count() - occupancy.spares[d])
 
 
-def _with(judge: Judge, offer: Offer, rooms: dict[int, int]) -> Rooms:
+def _with(judge: Judge, rooms: dict[int, int]) -> Rooms:
     """The books as they are, but for these domains."""
     books, occupancy = Rooms(), judge.state.occupancy
     mended = sum(1 << d for d in rooms)
@@ -228,8 +227,10 @@ def reservation(judge: Judge) -> Reservation | None:
     if found is None:
         return None
     choice, (start_s, where) = found
+    if start_s <= cycle.now_s:  # the expectation knows nothing of what is in the way
+        return None
     names = tuple(state.domains[d].name for d in where)
-    return _reservation(judge, max(start_s, cycle.now_s), names, choice, promised=False)
+    return _reservation(judge, start_s, names, choice, promised=False)
 
 
 def _reservation(
