@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from math import inf
+from typing import NamedTuple
 
 from rackscale.events import Reason, Refuse, Segment
 from rackscale.fleet.gangs import Gang, WaitClass, remaining_s
@@ -140,27 +141,42 @@ def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
     return found
 
 
-def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
-    """Where the gang fits now, promises to others and what is planned for the domains respected."""
+class Closed(NamedTuple):
+    """Sets of domains that a gang may not use, whatever room they have."""
+
+    shut: int = 0
+    """They go out of use before it is expected to end."""
+    promised: int = 0
+    """Others ahead of it were promised them."""
+    siblings: int = 0
+    """Other replicas of its service are near."""
+
+
+def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Closed:
+    """Where the gang may not go in this shape."""
     state, shape = cycle.state, offer.shape
     machines = state.machines
     if job.cpu_only:
-        return place(state, offer, job, books=machines.cpu.occupancy, avoid=_cpu_avoid(cycle, job))
-    avoid = 0
+        return Closed(_cpu_avoid(cycle, job))
+    shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
         stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
         until_s = cycle.now_s + stays_s
         assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
-        avoid = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
-        avoid |= cycle.promises.closed(key, until_s, nodes)
+        shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
+        promised = cycle.promises.closed(key, until_s, nodes)
     near = job.nearness
-    if near.apart is None or job.kind != "service":
-        return place(state, offer, job, avoid=avoid)
-    others = siblings(cycle, job)
-    if near.apart_required:
-        return place(state, offer, job, avoid=avoid | others)
-    return place(state, offer, job, avoid=avoid, shun=others)
+    return Closed(shut, promised, 0 if near.apart is None or job.kind != "service" else siblings(cycle, job))
+
+
+def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
+    """Where the gang fits now, promises to others and what is planned for the domains respected."""
+    shut, promised, others = closed(cycle, key, cls, job, offer)
+    books = cycle.state.machines.books(job).occupancy
+    if job.nearness.apart_required:
+        return place(cycle.state, offer, job, books=books, avoid=shut | promised | others)
+    return place(cycle.state, offer, job, books=books, avoid=shut | promised, shun=others)
 
 
 def _cpu_avoid(cycle: Cycle, job: Job) -> int:
