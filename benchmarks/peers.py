@@ -222,7 +222,8 @@ class Easy(Fifo):
     def _reserve(self, state: FleetState, head: Gang, now_s: float) -> tuple[float, int, int]:
         """When enough nodes are expected to be free for the head, how many more will be then, and where it starts.
 
-        A count knows no place: the set of domains is empty. Those that others were sent away for have their nodes reserved with the head's.
+        A count knows no place: the set of domains is empty. Those that others were sent away for have their nodes
+        reserved with the head's.
         """
         need = sum(state.jobs[state.gangs[name].job].shape.nodes for name in self._owed | {head.name})
         free = _free(state)
@@ -381,8 +382,10 @@ class Racks(Easy):
         chosen = sorted(fits)[: shape.segments]
         if len(chosen) < shape.segments:
             return inf, _free(state), 0
-        owed = sum(state.jobs[state.gangs[name].job].shape.nodes for name in self._owed if name != head.name)
-        return chosen[-1][0], max(0, _free(state) - owed), sum(1 << d for _, _, d in chosen)
+        others = self._owed - {head.name}
+        owed = sum(state.jobs[state.gangs[name].job].shape.nodes for name in others)
+        shadow_s = now_s if others else chosen[-1][0]  # what passes the head must not take what others are owed
+        return shadow_s, max(0, _free(state) - owed), sum(1 << d for _, _, d in chosen)
 
 
 class Scatter(Easy):
