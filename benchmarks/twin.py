@@ -3,9 +3,9 @@
 Usage: python -m benchmarks.twin [--gpus N ...] [--days D] [--load L] [--seed S] [--json]
 
 The load is `benchmarks.mix`, the loop is `rackscale.twin.play`: everything that a rehearsal does, its ledger and its
-counts too. An event is one record of the journal (the split says which); Checkpointed, the cheapest kind, is also left
-out in a column of its own. Times are of this process on one core: `cpu` is what the machine gave it, `wall` what a
-clock on the wall showed. Every size runs in a process of its own, so that the memory is its own.
+counts too. An event is one record of the journal (the split says which). Times are of this process on one core: `cpu`
+is what the machine gave it, `wall` what a clock on the wall showed. Every size runs in a process of its own, so that
+the memory is its own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ def measure(gpus: int, days: float, seed: int, load: float) -> dict[str, Any]:
         "cpu_s": cpu_s,
         "events_per_cpu_s": total / cpu_s,
         "events_per_wall_s": total / wall_s,
-        "without_checkpoints_per_cpu_s": (total - found.events["Checkpointed"]) / cpu_s,
         "jobs": found.jobs,
         "preemptions": found.departures.get("preempted-for", 0),
         "failures": sum(found.failures.values()),
@@ -81,14 +80,12 @@ def show(rows: list[dict[str, Any]]) -> None:
     print(
         f"{rows[0]['days']:g} simulated day(s) at load {rows[0]['load']:g}, preemption and failures on, ledger on\n"
     )
-    print(
-        "     GPUs  domains  held     events  events/s  (wall)  no checkpoints   cpu s  preempted  failed     MB"
-    )
+    print("     GPUs  domains  held     events  events/s  (wall)   cpu s  preempted  failed     MB")
     for row in rows:
         print(
             f"{row['gpus']:9,} {row['domains']:8,} {row['held']:5.1%} {row['events']:10,}"
             f" {row['events_per_cpu_s']:9,.0f} {row['events_per_wall_s']:7,.0f}"
-            f" {row['without_checkpoints_per_cpu_s']:15,.0f} {row['cpu_s']:7.1f}"
+            f" {row['cpu_s']:7.1f}"
             f" {row['preemptions']:10,} {row['failures']:7,} {row['memory_mb']:6,.0f}"
         )
     print("\nevents by kind")

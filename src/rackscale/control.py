@@ -30,9 +30,10 @@ class Executor(Protocol):
     def apply(self, plan: Plan) -> None:
         """Act on a plan that is already in the journal. Must not block for longer than starting processes takes."""
 
-    def poll(self, deadline_s: float | None) -> Sequence[Input]:
+    def poll(self, deadline_s: float | None, quiet_until_s: float | None = None) -> Sequence[Input]:
         """The next events, in time order.
 
+        No decision comes before `quiet_until_s`, so that all events until then may be handed over together: a hint.
         `[Ticked]` when `deadline_s` passes first, or, from a real executor, within a fraction of a second when
         nothing happened. The twin answers with an empty list when nothing can happen any more.
         """
@@ -77,17 +78,20 @@ class Controller:
 
     def step(self, deadline_s: float | None = None) -> Plan:
         """Wait for events until `deadline_s` or the state's own timer, whichever is first, and run one cycle."""
-        wake_at_s = self.state.wake_at_s
-        if deadline_s is None or (wake_at_s is not None and wake_at_s < deadline_s):
-            deadline_s = wake_at_s
-        return self.cycle(self.executor.poll(deadline_s))
+        state = self.state
+        due_s = state.due_s()
+        if due_s is not None and (deadline_s is None or due_s < deadline_s):
+            deadline_s = max(due_s, state.now_s)
+        quiet_until_s = state.decided_s + state.policy.decision_interval_s
+        return self.cycle(self.executor.poll(deadline_s, quiet_until_s))
 
     def cycle(self, inputs: Sequence[Event]) -> Plan:
         """Fold, answer, decide, write, act. A cycle in which nothing is due leaves no trace of the time that passed."""
         events = self.fold(inputs)
         replies = self._answer(events)
         state = self.state
-        if not state.dirty and (state.wake_at_s is None or state.now_s < state.wake_at_s):
+        due_s = state.due_s()
+        if due_s is None or state.now_s < due_s:
             self._write(events, replies)
             return Plan(at_s=state.now_s, wake_at_s=state.wake_at_s)
         plan = self.decide(state, state.now_s)
@@ -102,13 +106,15 @@ class Controller:
     def fold(self, inputs: Sequence[Event]) -> list[Event]:
         """Take the inputs into the state; returns those that count.
 
-        Bare ticks before the timer are dropped: they are not written, so that they must not be seen either.
+        Bare ticks that make no decision due are dropped: they are not written, so that they must not be seen either.
         """
         state = self.state
         events: list[Event] = []
         for event in inputs:
-            if type(event) is Ticked and (state.wake_at_s is None or event.at_s < state.wake_at_s):
-                continue
+            if type(event) is Ticked:
+                due_s = state.due_s()
+                if due_s is None or not state.now_s < due_s <= event.at_s:
+                    continue
             state.fold(event)
             events.append(event)
         return events

@@ -97,6 +97,7 @@ REASONS = {
     "preempted-for": "its nodes are cleared for a gang of higher priority; this set of victims loses the least",
     "reclaimed-for": "it runs on nodes that its queue borrowed, and whose queue is owed them wants them back",
     "shrunk-for": "some of its nodes are cleared for another gang; it goes on with the rest",
+    "shrunk": "no replacement was found for a failed node, so it goes on with fewer nodes",
     "grown": "it goes on with more nodes, since nobody waits for them",
     "moved-for": "it moves, so that a whole domain opens for a gang that waits",
     "drain": "its nodes are being drained",
@@ -271,6 +272,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     at_s: float
     actions: tuple[Action, ...] = ()
     wake_at_s: float | None = None
+    retry_at_s: float | None = None
+    """Not before then is room cleared and reserved again for all gangs that wait; something else wakes the state."""
 
 
 # -- inputs ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ LEVELS: tuple[Level, ...] = ("domain", "leaf", "spine", "building", "region")
 """From the closest to the widest."""
 
 
-class Shape(Struct, frozen=True, kw_only=True):
+class Shape(Struct, frozen=True, kw_only=True, cache_hash=True):
     """A gang's shape: `segments` x `nodes_per_segment`; each segment lies inside one NVLink domain."""
 
     segments: Count = 1
@@ -47,7 +47,7 @@ class Shape(Struct, frozen=True, kw_only=True):
         return self.segments * self.nodes_held_per_segment
 
 
-class Offer(Struct, frozen=True, kw_only=True):
+class Offer(Struct, frozen=True, kw_only=True, cache_hash=True):
     """A shape that a job may run in, on one system, and what it gets done there."""
 
     shape: Shape
@@ -57,7 +57,7 @@ class Offer(Struct, frozen=True, kw_only=True):
     """Work per second, relative to the job's `duration_s`: at 2.0 the job takes half as long."""
 
 
-class Nearness(Struct, frozen=True, kw_only=True):
+class Nearness(Struct, frozen=True, kw_only=True, cache_hash=True):
     """How a gang lies on the fabric. The default asks for nothing beyond segments inside NVLink domains."""
 
     within: Level | None = None

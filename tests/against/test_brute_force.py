@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rackscale.events import (
     Action,
     Checkpointed,
+    Claim,
     Configured,
     Decided,
     Delivered,
@@ -20,7 +21,6 @@ from rackscale.events import (
     Plan,
     Preempt,
     Reason,
-    Refuse,
     Segment,
     Start,
     Submitted,
@@ -29,7 +29,7 @@ from rackscale.events import (
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 from rackscale.scheduler.fit import place
-from rackscale.workload import Durability, Job, Policy, Shape
+from rackscale.workload import Durability, Job, Offer, Policy, Shape
 
 NOW_S = 10_000.0
 MIN_RUNTIME_S = 500.0
@@ -92,7 +92,7 @@ def test_placement_against_every_allotment(
         for cluster in clusters(state)
     ]
     ways = [(room, way) for room in rooms for way in allotments(room, shape)]
-    found = place(state, Job(name="j", kind="batch", shape=shape))
+    found = place(state, Offer(shape=shape), Job(name="j", kind="batch", shape=shape))
     if not ways:
         assert found is None
         return
@@ -205,10 +205,7 @@ def victims_of(state: FleetState, shape: Shape) -> tuple[list[Preempt], bool]:
     """Whom a gang of high priority sends away, and whether it may start or claim."""
     state.fold(Submitted(at_s=NOW_S, job=Job(name="new", kind="training", shape=shape, priority="high")))
     plan = decide(state, NOW_S)
-    placed = any(
-        not isinstance(action, Preempt | Refuse) and getattr(action, "gang", "") == "new"
-        for action in plan.actions
-    )
+    placed = any(isinstance(action, Start | Claim) and action.gang == "new" for action in plan.actions)
     return [action for action in plan.actions if isinstance(action, Preempt)], placed
 
 

@@ -10,23 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from rackscale.capacity.ledger import FREE, Ledger, microseconds
+from rackscale.capacity.estate import microseconds
+from rackscale.capacity.ledger import FREE, Ledger
 from rackscale.events import (
     Action,
+    Announced,
     Cancelled,
     Checkpointed,
     Claim,
+    Close,
     Decided,
     Delivered,
     DomainSpec,
     Event,
+    Extended,
+    Free,
     GangEnded,
     GangRunning,
+    Hold,
     Input,
     NodeFailed,
+    Open,
     Plan,
     Preempt,
     Reason,
+    Requeue,
     Restart,
     Segment,
     Start,
@@ -56,10 +64,13 @@ class Slow:
         for d, spec in enumerate(self.state.domains):
             self.delivered_gpu_us += spec.nodes * spec.gpus_per_node * passed_us
             free = 0
+            in_use = self.state.occupancy.held[d] or self.state.occupancy.claimed[d]
             for node in range(spec.nodes):
                 state = self._state(d, 1 << node)
                 if state == "idle" and free < spec.spares:
                     free, state = free + 1, "spare"
+                elif state == "idle" and in_use:
+                    state = "stranded"
                 self.spent[state] += spec.gpus_per_node * passed_us
 
     def _state(self, d: int, node: int) -> str:
@@ -140,20 +151,26 @@ def lone_delivery(event: Input) -> Input:
     return Delivered(at_s=event.at_s, domains=lone(event.domains)) if isinstance(event, Delivered) else event
 
 
-def start(ledger: Ledger, *, usd: float | None = None, interval_s: float | None = 100.0) -> None:
+def start(
+    ledger: Ledger,
+    *,
+    usd: float | None = None,
+    saves_every_s: float | None = None,
+    spares: tuple[int, ...] = (),
+) -> None:
     """One domain of four nodes with two GPUs; a gang of two nodes works from second 10 on."""
     spec = DomainSpec(
         name="d", system="s", nodes=4, gpus_per_node=2, cluster="c", spares=1, usd_per_gpu_hour=usd
     )
     job = Job(
         name="j", kind="training", shape=Shape(nodes_per_segment=2), queue="q", priority="high",
-        durability=Durability(checkpoint_interval_s=interval_s),
+        durability=Durability(checkpoint_interval_s=100.0),
     )  # fmt: skip
     ledger(Delivered(at_s=0.0, domains=(spec,)))
     ledger(Submitted(at_s=0.0, job=job))
-    binding = (Segment(domain="d", nodes=(0, 1)),)
+    binding = (Segment(domain="d", nodes=(0, 1), spares=spares),)
     decide(ledger, 0.0, Start(gang="j", attempt=1, binding=binding, reason=Reason(code="fits")))
-    ledger(GangRunning(at_s=10.0, gang="j", attempt=1))
+    ledger(GangRunning(at_s=10.0, gang="j", attempt=1, saves_every_s=saves_every_s))
 
 
 def decide(ledger: Ledger, at_s: float, *actions: Action) -> None:
@@ -179,7 +196,7 @@ def test_work_since_the_last_checkpoint_becomes_lost_when_the_attempt_dies() -> 
         ("lost", "node-failure"): 40 * 4,
         ("starting", "first-start"): 10 * 4,
         ("starting", "node-failure"): 10 * 4,
-        ("idle", ""): 150 * 2,
+        ("stranded", ""): 150 * 2,
         ("spare", ""): 200 * 2,
         ("unhealthy", ""): 50 * 2,
     }
@@ -228,7 +245,7 @@ def test_nodes_claimed_for_a_gang_that_is_cancelled_are_idle_again() -> None:
     ledger(Cancelled(at_s=50.0, job="vip"))
     found = charged(ledger, 100.0)
     assert found["claimed", ""] == 30 * 2 * 2
-    assert found["idle", ""] == found["spare", ""] == (20 + 50) * 2
+    assert found["stranded", ""] == found["spare", ""] == (20 + 50) * 2
 
 
 def test_events_of_an_attempt_that_is_over_count_for_nothing() -> None:
@@ -240,6 +257,78 @@ def test_events_of_an_attempt_that_is_over_count_for_nothing() -> None:
     ledger(GangEnded(at_s=60.0, gang="j", attempt=1, outcome="finished"))
     assert charged(ledger, 60.0) == before
     assert before["lost", "program-failed"] == 40 * 4
+
+
+def test_work_that_saves_itself_loses_what_is_beyond_the_last_whole_interval() -> None:
+    ledger = Ledger()
+    start(ledger, saves_every_s=30.0)
+    ledger(NodeFailed(at_s=110.0, domain="d", nodes=(0,)))
+    decide(ledger, 110.0, Requeue(gang="j", attempt=1, reason=Reason(code="no-replacement")))
+    ledger(GangEnded(at_s=110.0, gang="j", attempt=1, outcome="failed"))
+    found = charged(ledger, 110.0)
+    assert (found["productive", ""], found["lost", "node-failure"]) == (90 * 4, 10 * 4)
+
+
+def test_a_spare_of_the_gang_s_own_is_held_charged_to_it_and_may_fail() -> None:
+    ledger = Ledger()
+    start(ledger, spares=(3,))
+    assert ledger.held_gpus() == 6
+    ledger(NodeFailed(at_s=60.0, domain="d", nodes=(3,)))
+    own = {row.queue: row.gpu_us / 1e6 for row in ledger.rows(100.0) if row.state == "spare"}
+    assert own == {"q": 60 * 2, "": 100 * 2}
+    assert charged(ledger, 100.0)["productive", ""] == 90 * 4
+
+
+def test_expired_capacity_counts_no_longer_and_loses_what_runs_there() -> None:
+    ledger = Ledger()
+    start(ledger)
+    expired = Reason(code="expired")
+    decide(ledger, 60.0, Close(domain="d", nodes=None, reason=expired))
+    ledger(GangEnded(at_s=80.0, gang="j", attempt=1, outcome="failed"))
+    assert ledger.delivered_gpus() == 0
+    assert ledger.delivered_gpu_us(100.0) == 60 * 8e6
+    assert charged(ledger, 100.0)["lost", "expired"] == 50 * 4
+    ledger(Extended(at_s=100.0, domains=("d",), expires_s=None))
+    assert ledger.delivered_gpu_us(110.0) == 70 * 8e6
+
+
+def test_closed_and_booked_nodes_have_states_of_their_own() -> None:
+    ledger = Ledger()
+    start(ledger)
+    week = Reason(code="maintenance", window="week 7")
+    decide(
+        ledger, 20.0,
+        Hold(booking="b", binding=(Segment(domain="d", nodes=(2,)),), reason=Reason(code="booked")),
+        Close(domain="d", nodes=(3,), reason=week),
+    )  # fmt: skip
+    decide(ledger, 50.0, Close(domain="d", nodes=(3,), reason=Reason(code="lemon")))
+    decide(ledger, 60.0, Free(booking="b", reason=Reason(code="booking-over")))
+    decide(ledger, 70.0, Open(domain="d", nodes=None, reason=week))
+    found = charged(ledger, 100.0)
+    assert found["booked", ""] == 40 * 2
+    assert (found["drained", "maintenance"], found["drained", "lemon"]) == (50 * 2, 30 * 2)
+
+
+def test_what_was_promised_is_missing_from_the_first_date_on_and_is_no_part_of_the_rest() -> None:
+    ledger = Ledger()
+    late = DomainSpec(name="late", system="s", nodes=2, gpus_per_node=4, cluster="c")
+    ledger(Announced(at_s=0.0, ready_s=50.0, domains=(late,)))
+    ledger(Announced(at_s=40.0, ready_s=90.0, domains=(late,)))
+    ledger(Delivered(at_s=100.0, domains=(late,)))
+    (row,) = ledger.undelivered(120.0)
+    assert (row.state, row.gpu_us) == ("undelivered", 50 * 8e6)
+    assert ledger.delivered_gpu_us(120.0) == 20 * 8e6
+
+
+def test_a_gang_without_gpus_leaves_them_to_others() -> None:
+    ledger = Ledger()
+    start(ledger)
+    ledger(Submitted(at_s=20.0, job=Job(name="cpu", kind="batch", shape=Shape(), cpu_only=True)))
+    binding = (Segment(domain="d", nodes=(0,)),)
+    decide(ledger, 20.0, Start(gang="cpu", attempt=1, binding=binding, reason=Reason(code="fits")))
+    assert ledger.held_gpus() == 4
+    ledger(GangEnded(at_s=30.0, gang="cpu", attempt=1, outcome="finished"))
+    assert ledger.held_gpus() == 4
 
 
 def test_time_is_priced_where_domains_have_a_price() -> None:

@@ -48,7 +48,7 @@ def test_a_plan_without_a_controller_is_made_on_the_documents_and_leaves_nothing
 ) -> None:
     made = rackscale("plan", loop(tmp_path, "first", nodes=2), "--site", site, "--json").json
     (start,) = made["actions"]
-    assert (start["type"], start["gang"], start["binding"]) == ("Start", "first", [["c/us-000", [0, 1]]])
+    assert (start["type"], start["gang"], start["binding"]) == ("Start", "first", [["c/us-000", [0, 1], []]])
     (forecast,) = made["forecasts"]
     assert (forecast["start_s"], forecast["running_s"], forecast["end_s"]) == (0.0, 0.0, 60.0)
     assert not made["live"]

@@ -62,7 +62,7 @@ class Quiet:
     def _end(self, gang: str, attempt: int) -> None:
         self._news.append(GangEnded(at_s=time.time(), gang=gang, attempt=attempt, outcome="left"))
 
-    def poll(self, deadline_s: float | None) -> Sequence[Input]:
+    def poll(self, deadline_s: float | None, _quiet_until_s: float | None = None) -> Sequence[Input]:
         if self._fault == "crash-in-poll":
             raise ZeroDivisionError("a mistake of ours")
         if not self._news:

@@ -224,7 +224,8 @@ def check_nobody_waits_for_nothing(state: FleetState, waiting: list[str]) -> Non
     if state.dirty or (state.wake_at_s is not None and state.wake_at_s <= state.now_s):
         return
     for name in waiting:
-        assert place(state, state.jobs[state.gangs[name].job]) is None, f"{name} fits and was not started"
+        job = state.jobs[state.gangs[name].job]
+        assert place(state, job.choices[0], job) is None, f"{name} fits and was not started"
 
 
 def check_restored(state: FleetState) -> None:
@@ -241,6 +242,7 @@ def check_restored(state: FleetState) -> None:
     for priority in {*state.policy.priorities.values(), 1}:
         assert other.tenants.below(priority).nodes == state.tenants.below(priority).nodes
     assert other.occupancy.grown == state.occupancy.grown
-    assert other.waiting.classes == state.waiting.classes
+    classes = [{key: cls.entries for key, cls in s.waiting.classes.items()} for s in (other, state)]
+    assert classes[0] == classes[1]
     for name in ("claimants", "broken", "stopping", "evacuating", "leaving"):
         assert set(getattr(other, name)) == set(getattr(state, name)), name

@@ -133,7 +133,7 @@ class Mayfly:
                     if key in self._alive:
                         self._alive[key] = 0.0
 
-    def poll(self, deadline_s: float | None) -> Sequence[Input]:  # noqa: ARG002 - it is never quiet for long
+    def poll(self, *_: float | None) -> Sequence[Input]:  # it is never quiet for long
         time.sleep(POLL_S)
         now_s = time.time()
         events, self._again = self._again, []

@@ -152,7 +152,7 @@ class Memory:
                 case _:
                     pass
 
-    def poll(self, _deadline_s: float | None) -> Sequence[Input]:
+    def poll(self, _deadline_s: float | None, _quiet_until_s: float | None = None) -> Sequence[Input]:
         raise AssertionError("the test brings the events")
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rackscale.events import Checkpointed, Claim, GangEnded, NodeFailed, Preempt, Start, Unclaim
-from rackscale.scheduler.preempt import cost
+from rackscale.scheduler.price import cost
 from rackscale.workload import Policy, Queue
 from tests.scheduler.world import World, domain, job
 

@@ -12,9 +12,12 @@ from rackscale.events import (
     GangRunning,
     Input,
     NodeFailed,
+    Plan,
+    Reserve,
     Start,
     Submitted,
     Ticked,
+    Unreserve,
 )
 from rackscale.fleet.gangs import Gang
 from rackscale.fleet.state import FleetState
@@ -45,12 +48,17 @@ def job(
 
 
 class World:
-    """Drives `decide` by hand. Started gangs run at once unless told otherwise."""
+    """Drives `decide` by hand. Started gangs run at once unless told otherwise.
+
+    `cycle` and what is made of it answer the actions but for reservations, which are in `state.reserved`.
+    """
 
     def __init__(
         self, *domains: DomainSpec, policy: Policy | None = None, queues: tuple[Queue, ...] = ()
     ) -> None:
         self.state = FleetState()
+        self.plan = Plan(at_s=0.0)
+        """The last one, whole."""
         self.state.fold(Configured(at_s=0.0, policy=policy or Policy(), queues=queues))
         self.state.fold(Delivered(at_s=0.0, domains=domains))
 
@@ -59,7 +67,8 @@ class World:
             self.state.fold(event)
         plan = decide(self.state, self.state.now_s)
         self.state.fold(Decided(at_s=self.state.now_s, plan=plan))
-        return plan.actions
+        self.plan = plan
+        return tuple(a for a in plan.actions if not isinstance(a, Reserve | Unreserve))
 
     def submit(self, *jobs: Job, at_s: float | None = None) -> tuple[Action, ...]:
         at = self.state.now_s if at_s is None else at_s

@@ -48,6 +48,8 @@ MINIMAL: dict[str, dict[str, object]] = {
     "Fleet": {"name": "f", "clusters": [{"name": "a", "system": "p5", "domains": 1}]},
     "Queue": {"name": "q"},
     "Policy": {},
+    "Booking": {"name": "k", "from": "02:00", "until": "04:00"},
+    "Maintenance": {"name": "m", "domain": "us-000", "from": "in 1h", "until": "in 2h"},
     "Training": {"name": "t", "run": "x"},
     "Batch": {"name": "b", "run": "x"},
     "Service": {"name": "s", "run": "x"},

@@ -63,8 +63,6 @@ def seen(run: Run, gang: str) -> list[tuple[float, str, int]]:
         match event:
             case GangRunning(gang=name) if name == gang:
                 found.append((event.at_s, "running", event.attempt))
-            case Checkpointed(gang=name) if name == gang:
-                found.append((event.at_s, "checkpoint", event.attempt))
             case GangEnded(gang=name) if name == gang:
                 found.append((event.at_s, str(event.outcome), event.attempt))
     return found
@@ -79,11 +77,10 @@ def test_a_gang_starts_works_checkpoints_and_finishes() -> None:
     run = play((10.0, job("a")))
     assert seen(run, "a") == [
         (60.0, "running", 1),
-        (360.0, "checkpoint", 1),
-        (660.0, "checkpoint", 1),
-        (960.0, "checkpoint", 1),
         (1060.0, "finished", 1),
     ]
+    assert [event.saves_every_s for event in run.events if isinstance(event, GangRunning)] == [300.0]
+    assert not any(isinstance(event, Checkpointed) for event in run.events)
     assert run.state.ended["a"].outcome == "finished"
 
 
@@ -122,10 +119,7 @@ def test_a_dead_node_is_replaced_by_the_spare_and_work_since_the_checkpoint_is_r
     run = play((0.0, job("a")), inputs=[NodeFailed(at_s=500.0, domain=RACK.name, nodes=(1,))])
     assert actions(run, Restart) == [(500.0, "a")]
     assert seen(run, "a")[1:] == [
-        (350.0, "checkpoint", 1),
         (550.0, "running", 2),
-        (850.0, "checkpoint", 2),
-        (1150.0, "checkpoint", 2),
         (1250.0, "finished", 2),
     ]
 

@@ -19,10 +19,10 @@ def ends(state: FleetState) -> dict[str, float]:
     return {name: ended.at_s for name, ended in state.ended.items()}
 
 
-def continued(state: FleetState, *later: Submission) -> FleetState:
-    """The state's fork, with what is going to arrive, played to the end by a new twin."""
+def continued(state: FleetState, *later: Submission, at_s: float = 0.0) -> FleetState:
+    """The state's fork, with what is going to arrive, played to the end by a new twin, from `at_s` if that is later."""
     fork = state.fork()
-    twin = TwinExecutor(submissions=later)
+    twin = TwinExecutor(submissions=later, start_s=at_s)
     twin.recover(fork)
     controller = Controller(fork, twin)
     while twin.now_s < END_S and not twin.done:
@@ -46,8 +46,7 @@ def test_work_that_takes_longer_than_its_estimate_is_not_over_yet() -> None:
     """It is taken to need a tenth of the estimate more."""
     late = Submission(at_s=0.0, job=job("late", duration_s=1000.0), duration_s=4000.0)
     run = Run(Story(fleet=(RACK,), submissions=(late,))).play(3000.0)
-    forecast = continued(run.state)
-    assert ends(forecast) == {"late": run.state.now_s + 100.0}
+    assert ends(continued(run.state, at_s=3000.0)) == {"late": 3100.0}
 
 
 def test_what_checkpoints_kept_in_earlier_attempts_is_not_redone() -> None:
@@ -72,12 +71,12 @@ def test_nodes_found_down_are_repaired_only_where_hardware_fails_and_is_repaired
 def test_a_rehearsal_of_a_fork_counts_from_the_fork_on() -> None:
     work = Submission(at_s=0.0, job=job("a"), duration_s=1000.0)
     state = Run(Story(fleet=(RACK,), submissions=(work,))).play(500.0).state
-    twin = TwinExecutor()
+    twin = TwinExecutor(start_s=350.0)
     twin.recover(state)
     found = play(state, twin, until_s=2000.0)
     assert found.jobs["finished"] == 1
-    # It checkpointed at 350 s, which is the last that the state knows of; it works until 1,050 s on 12 of 16 GPUs.
     assert found.start_s == 350.0
+    # It works until 1,050 s on 12 of 16 GPUs.
     productive = next(total for total in found.totals if total.state == "productive")
     assert productive.gpu_h == pytest.approx(12 * 700.0 / 3600.0)
     assert sum(total.share for total in found.totals) == pytest.approx(1.0)

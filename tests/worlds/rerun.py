@@ -27,7 +27,7 @@ class Repeater:
             self._next + 1 < len(self._cycles) or bool(self._cycles[-1])
         )
 
-    def poll(self, deadline_s: float | None) -> Sequence[Input]:  # noqa: ARG002 - time is on the events
+    def poll(self, *_: float | None) -> Sequence[Input]:  # time is on the events
         self._next += 1
         return self._cycles[self._next - 1]  # type: ignore[return-value]  # forecasts among them decide nothing
 

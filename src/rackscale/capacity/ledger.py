@@ -6,19 +6,25 @@
     starting        held, and not working yet
     leaving         told to leave or broken, without a checkpoint in the end
     claimed         free, and held for a gang while victims leave the rest
-    idle            up and free
-    spare           up, free, and kept for repairs
-    drained         taken out of use by people
+    booked          free, and kept for the jobs of a booking
+    idle            up and free, in a domain of which nothing is in use: a gang of a whole domain fits
+    stranded        up and free, but other nodes of its domain are in use (held, claimed or booked)
+    spare           up, free, and kept for repairs: by the policy, or by a gang that asked for spares of its own
+    drained         taken out of use: by people, for maintenance, as a lemon
     unhealthy       failed, whoever holds it
 
 What is lost is known only afterwards: when an attempt dies, its work since the last checkpoint moves from productive
 to lost. Every second is charged to a cause (the decision or event behind it) and to the job's queue and priority.
 Time is integer microseconds, so that the states sum to delivered GPUs x time exactly.
+
+Announced capacity counts once it is delivered, and no longer once it has expired. What was promised and is not there
+stands apart, as `undelivered`. A gang that needs no GPUs holds none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -26,6 +32,8 @@ from msgspec import Struct
 
 from rackscale import events as ev
 from rackscale.capacity.attempts import Account, Attempt, Phase
+from rackscale.capacity.estate import Estate, Masks, microseconds
+from rackscale.capacity.lots import EXPIRED, SLOTS, Domain
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import mask_of
 from rackscale.fleet.state import FleetState
@@ -33,19 +41,17 @@ from rackscale.workload import Job
 
 STATES = (
     "productive", "checkpointing", "lost", "starting", "leaving",
-    "claimed", "idle", "spare", "drained", "unhealthy",
+    "claimed", "booked", "idle", "stranded", "spare", "drained", "unhealthy",
 )  # fmt: skip
 FREE = STATES[5:]
-"""States of nodes that no gang uses."""
+"""States of nodes that no gang works on."""
 FIRST = "first-start"
 """Cause of starting where nothing went before."""
 CAUSES = {
-    "preempted-for": "preempted",
-    "drain": "drained",
-    "no-replacement": "node-failure",
-    "cancelled": "cancelled",
-}
-"""Reasons for leaving, as causes."""
+    "preempted-for": "preempted", "reclaimed-for": "reclaimed", "shrunk-for": "shrunk", "moved-for": "moved",
+    "drain": "drained", "no-replacement": "node-failure",
+}  # fmt: skip
+"""Reasons for leaving, as causes; any other reason is its own cause."""
 US_PER_H = 3_600_000_000
 ADOPTED = ev.Reason(code="fits")
 
@@ -70,76 +76,6 @@ class Row(Struct, frozen=True, kw_only=True):
         return self.gpu_us / US_PER_H
 
 
-class Lot:
-    """Domains of one cluster, system and price, with the GPUs that no gang uses, by state.
-
-    The time that `n` GPUs spend in a state is summed without looking at the clock: who enters at `t` owes n x t, who
-    leaves gets it back, and what a state has spent at `T` is its GPUs x T less what they owe.
-    """
-
-    __slots__ = ("_delivered_owe", "_owe", "cluster", "free", "gpus", "system", "usd_per_gpu_hour")
-
-    def __init__(self, spec: ev.DomainSpec) -> None:
-        self.cluster, self.system = spec.cluster, spec.system
-        price = spec.usd_per_gpu_hour
-        self.usd_per_gpu_hour = None if price is None else Decimal(str(price))
-        self.gpus = self._delivered_owe = 0
-        self.free = [0] * len(FREE)
-        """GPUs now, by state of `FREE`."""
-        self._owe = [0] * len(FREE)
-
-    def deliver(self, gpus: int, now_us: int) -> None:
-        self.gpus += gpus
-        self._delivered_owe += gpus * now_us
-
-    def change(self, state: int, gpus: int, now_us: int) -> None:
-        """More (or fewer) GPUs are in the state of this number from now on."""
-        self.free[state] += gpus
-        self._owe[state] += gpus * now_us
-
-    def delivered_us(self, now_us: int) -> int:
-        """GPU-microseconds delivered until now."""
-        return self.gpus * now_us - self._delivered_owe
-
-    def spent_us(self, state: int, now_us: int) -> int:
-        """GPU-microseconds in the state of this number until now."""
-        return self.free[state] * now_us - self._owe[state]
-
-
-class Domain:
-    """One NVLink domain's nodes, as masks."""
-
-    __slots__ = (
-        "_counts", "claimed", "drained", "failed", "full", "gpus_per_node", "held", "lot", "spares", "tenants"
-    )  # fmt: skip
-
-    def __init__(self, spec: ev.DomainSpec, lot: int) -> None:
-        self.full = (1 << spec.nodes) - 1
-        self.failed = self.drained = self.held = self.claimed = 0
-        self.spares, self.gpus_per_node, self.lot = spec.spares, spec.gpus_per_node, lot
-        self.tenants: dict[str, None] = {}
-        self._counts = (0,) * len(FREE)
-
-    def recount(self, lot: Lot, now_us: int) -> None:
-        """Take the masks as they are into the lot, from now on."""
-        rest = self.full & ~(self.failed | self.held)
-        usable = rest & ~self.drained
-        claimed = usable & self.claimed
-        free = (usable ^ claimed).bit_count()
-        spare = min(free, self.spares)
-        counts = (
-            claimed.bit_count(),
-            free - spare,
-            spare,
-            (rest ^ usable).bit_count(),
-            self.failed.bit_count(),
-        )
-        for state, (before, after) in enumerate(zip(self._counts, counts, strict=True)):
-            if before != after:
-                lot.change(state, (after - before) * self.gpus_per_node, now_us)
-        self._counts = counts
-
-
 class Ledger:
     """Listens to events (`ledger(event)`) and answers for any instant not before the last of them.
 
@@ -147,34 +83,37 @@ class Ledger:
     """
 
     def __init__(self, *, by_job: bool = False) -> None:
-        self.now_us = 0
-        self.lots: list[Lot] = []
+        self.estate = Estate()
         self._by_job = by_job
-        self._lot_of: dict[tuple[str, str, float | None], int] = {}
-        self._domains: list[Domain] = []
-        self._index: dict[str, int] = {}
         self._payers: dict[str, Account] = {}
         """Gang that has not ended for good -> who is charged for it."""
         self._services: dict[str, tuple[str, ...]] = {}
         """Service -> its gangs; every other job is one gang of its own name."""
         self._attempts: dict[str, Attempt] = {}
-        self._claims: dict[str, list[tuple[int, int]]] = {}
-        self._why: dict[str, str] = {}
-        """Gang that ran before -> the cause of its waiting."""
+        self._claims: dict[str, Masks] = {}
+        self._without_gpus: set[str] = set()
+        """Gangs that need no GPUs."""
+        self._why: dict[str, tuple[str, int]] = {}
+        """Gang that was started before -> (cause of its waiting, when it was interrupted)."""
+        self.recoveries: dict[str, array[float]] = {}
+        """Cause of an interruption -> seconds until the gang worked again."""
         self._accounts: dict[tuple[str, str, str, str], Account] = {}
         self._fold: dict[type, Callable[[Any], None]] = {
-            ev.Delivered: self._delivered, ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
-            ev.Drained: self._drained, ev.Undrained: self._undrained, ev.NodeFailed: self._node_failed,
-            ev.NodeRepaired: self._node_repaired, ev.GangRunning: self._gang_running,
-            ev.Checkpointed: self._checkpointed, ev.GangEnded: self._gang_ended, ev.Decided: self._decided,
-            ev.Start: self._start, ev.Restart: self._restart, ev.Preempt: self._leave, ev.Stop: self._leave,
+            ev.Announced: self.estate.announce, ev.Delivered: self.estate.deliver, ev.Extended: self._extended,
+            ev.Configured: self.estate.configure, ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
+            ev.Drained: self._drained, ev.Undrained: self._undrained, ev.Unplanned: self.estate.unplan,
+            ev.Unbooked: self._free, ev.NodeFailed: self._node_failed, ev.NodeRepaired: self._node_repaired,
+            ev.GangRunning: self._gang_running, ev.Checkpointed: self._checkpointed,
+            ev.GangEnded: self._gang_ended, ev.Decided: self._decided, ev.Start: self._start,
+            ev.Restart: self._restart, ev.Preempt: self._leave, ev.Move: self._move, ev.Stop: self._leave,
             ev.Requeue: self._leave, ev.Claim: self._claim, ev.Unclaim: self._unclaim, ev.Refuse: self._refuse,
+            ev.Hold: self._hold, ev.Free: self._free, ev.Close: self._closed, ev.Open: self._opened,
         }  # fmt: skip
 
     def __call__(self, event: ev.Event) -> None:
         """Take one event in. Time never runs backwards: an older event counts as happening now."""
-        now_us = microseconds(event.at_s)
-        self.now_us = max(self.now_us, now_us)
+        now_us = round(event.at_s * 1e6)
+        self.estate.now_us = max(self.estate.now_us, now_us)
         fold = self._fold.get(type(event))
         if fold is not None:
             fold(event)
@@ -182,38 +121,50 @@ class Ledger:
     def adopt(self, state: FleetState, at_s: float) -> None:
         """Begin with a live fleet: what its gangs hold counts from `at_s` on, and earlier work as kept."""
         self(ev.Delivered(at_s=at_s, domains=tuple(state.domains)))
-        for domain, failed, drained in zip(self._domains, state.failed, state.drained, strict=True):
+        for domain, failed, drained in zip(self.estate.domains, state.failed, state.drained, strict=True):
             domain.failed, domain.drained = failed, drained
-            domain.recount(self.lots[domain.lot], self.now_us)
+            self.estate.recount(domain)
         for job in state.jobs.values():
             self._submitted(ev.Submitted(at_s=at_s, job=job))
         for gang in state.gangs.values():
-            if gang.claim:
-                self._claim(ev.Claim(gang=gang.name, binding=gang.claim, reason=ADOPTED))
             if gang.binding:
                 self._adopt(gang)
+            if gang.claim:
+                self._claim(ev.Claim(gang=gang.name, binding=gang.claim, reason=ADOPTED))
+
+    def begin(self, at_s: float) -> None:
+        """Time counts from `at_s` on, and earlier work as kept."""
+        now_us = self._until_us(at_s)
+        for account in self._accounts.values():
+            account.spent.clear()
+        for attempt in self._attempts.values():
+            attempt.begin(now_us)
+        for lot in self.estate.lots:
+            lot.begin(now_us)
+        self.estate.promises.begin(now_us)
+        self.recoveries.clear()
 
     def _adopt(self, gang: Gang) -> None:
         self._start(ev.Start(gang=gang.name, attempt=gang.attempt, binding=gang.binding, reason=ADOPTED))
         attempt = self._attempts[gang.name]
         if gang.running_s is not None:
-            attempt.work(self.now_us)
+            attempt.work(self.estate.now_us)
         if gang.status in (Status.BROKEN, Status.LEAVING):
-            attempt.stop(self.now_us, CAUSES.get(gang.cause, gang.cause))
+            attempt.stop(self.estate.now_us, CAUSES.get(gang.cause, gang.cause))
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def delivered_gpus(self) -> int:
-        return sum(lot.gpus for lot in self.lots)
+        return self.estate.totals.gpus
 
     def held_gpus(self) -> int:
-        """GPUs on healthy nodes that gangs hold now."""
-        return sum(lot.gpus - sum(lot.free) for lot in self.lots)
+        """GPUs on healthy nodes that gangs hold now, spares of their own among them."""
+        return self.estate.totals.gpus - self.estate.totals.unheld
 
     def delivered_gpu_us(self, at_s: float | None = None) -> int:
         """Delivered GPUs x time until `at_s` (None: until now), which the rows sum to."""
         now_us = self._until_us(at_s)
-        return sum(lot.delivered_us(now_us) for lot in self.lots)
+        return sum(lot.delivered_us(now_us) for lot in self.estate.lots)
 
     def rows(self, at_s: float | None = None) -> tuple[Row, ...]:
         """All GPU-time until `at_s` (None: until now), in a fixed order. Rows without time are left out."""
@@ -222,9 +173,9 @@ class Ledger:
         for attempt in self._attempts.values():
             attempt.charge(spent[attempt.account], now_us)
         nobody = {
-            (at, state, ""): lot.spent_us(number, now_us)
-            for at, lot in enumerate(self.lots)
-            for number, state in enumerate(FREE)
+            (at, state, cause): lot.spent_us(slot, now_us)
+            for at, lot in enumerate(self.estate.lots)
+            for slot, (state, cause) in enumerate(SLOTS)
         }
         rows = [
             self._row(*key, account, gpu_us)
@@ -234,8 +185,33 @@ class Ledger:
         ]
         return tuple(sorted(rows, key=_order))
 
+    def undelivered(self, at_s: float | None = None) -> tuple[Row, ...]:
+        """GPU-time that was promised and was not there, until `at_s`. No part of `rows`: it was never delivered."""
+        now_us = self._until_us(at_s)
+        return tuple(
+            Row(
+                cluster=cluster, system=system, state="undelivered", cause="", queue="", priority="", kind="", job="",
+                gpu_us=gpu_us, usd=None if usd is None else Decimal(str(usd)) * gpu_us / US_PER_H,
+            )
+            for (cluster, system, usd), gpu_us in self.estate.promises.missed(now_us)
+            if gpu_us
+        )  # fmt: skip
+
+    def recovering(self) -> dict[str, list[float]]:
+        """Cause of an interruption -> seconds since then, of gangs that do not work again yet."""
+        since = [*self._why.values()]
+        since += [
+            (a.start_cause, a.interrupted_us)
+            for a in self._attempts.values()
+            if a.phase is Phase.STARTING and a.interrupted_us is not None
+        ]
+        found: dict[str, list[float]] = {}
+        for cause, interrupted_us in since:
+            found.setdefault(cause, []).append((self.estate.now_us - interrupted_us) / 1e6)
+        return found
+
     def _row(self, at: int, state: str, cause: str, account: Account, gpu_us: int) -> Row:
-        lot = self.lots[at]
+        lot = self.estate.lots[at]
         price = lot.usd_per_gpu_hour
         return Row(
             cluster=lot.cluster, system=lot.system, state=state, cause=cause, queue=account.queue,
@@ -245,23 +221,11 @@ class Ledger:
 
     def _until_us(self, at_s: float | None) -> int:
         if at_s is not None:
-            assert microseconds(at_s) >= self.now_us, "the ledger only answers for now and later"
-            self.now_us = microseconds(at_s)
-        return self.now_us
+            assert microseconds(at_s) >= self.estate.now_us, "the ledger only answers for now and later"
+            self.estate.now_us = microseconds(at_s)
+        return self.estate.now_us
 
-    # -- people and hardware -----------------------------------------------------------------------------------------
-
-    def _delivered(self, event: ev.Delivered) -> None:
-        for spec in event.domains:
-            key = (spec.cluster, spec.system, spec.usd_per_gpu_hour)
-            at = self._lot_of.setdefault(key, len(self.lots))
-            if at == len(self.lots):
-                self.lots.append(Lot(spec))
-            lot, domain = self.lots[at], Domain(spec, at)
-            lot.deliver(spec.nodes * spec.gpus_per_node, self.now_us)
-            self._index[spec.name] = len(self._domains)
-            self._domains.append(domain)
-            domain.recount(lot, self.now_us)
+    # -- jobs --------------------------------------------------------------------------------------------------------
 
     def _submitted(self, event: ev.Submitted) -> None:
         job = event.job
@@ -274,6 +238,8 @@ class Ledger:
         account = self._account(job)
         for gang in gangs:
             self._payers[gang] = account
+            if job.cpu_only:
+                self._without_gpus.add(gang)
 
     def _gangs(self, job: str) -> tuple[str, ...]:
         return self._services.get(job, (job,))
@@ -283,54 +249,78 @@ class Ledger:
             if gang not in self._attempts:
                 self._forget(gang)
 
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def _extended(self, event: ev.Extended) -> None:
+        for name in event.domains:
+            domain, _ = self.estate.part(name, None)
+            self.estate.stay(domain)
+            self._health(domain)
+
+    def _closed(self, action: ev.Close) -> None:
+        domain, mask = self.estate.part(action.domain, action.nodes)
+        if action.reason.code == EXPIRED:
+            self._stop(action.domain, mask, EXPIRED)
+        self.estate.close(domain, mask, action.reason)
+        self._health(domain)
+
+    def _opened(self, action: ev.Open) -> None:
+        domain, mask = self.estate.part(action.domain, action.nodes)
+        self.estate.open(domain, mask, action.reason)
+        self._health(domain)
+
     def _drained(self, event: ev.Drained) -> None:
-        domain, mask = self._part(event.domain, event.nodes)
+        domain, mask = self.estate.part(event.domain, event.nodes)
         domain.drained |= mask
-        domain.recount(self.lots[domain.lot], self.now_us)
+        self.estate.recount(domain)
 
     def _undrained(self, event: ev.Undrained) -> None:
-        domain, mask = self._part(event.domain, event.nodes)
-        domain.drained &= ~mask
-        domain.recount(self.lots[domain.lot], self.now_us)
+        self.estate.undrain(*self.estate.part(event.domain, event.nodes))
 
     def _node_failed(self, event: ev.NodeFailed) -> None:
-        domain, mask = self._part(event.domain, event.nodes)
+        domain, mask = self.estate.part(event.domain, event.nodes)
         domain.failed |= mask
-        d = self._index[event.domain]
-        for gang in domain.tenants:
-            attempt = self._attempts[gang]
-            if attempt.phase is not Phase.STOPPED and any(at == d and held & mask for at, held in attempt.on):
-                attempt.stop(self.now_us, "node-failure")
+        self._stop(event.domain, mask, "node-failure")
         self._health(domain)
 
     def _node_repaired(self, event: ev.NodeRepaired) -> None:
-        domain, mask = self._part(event.domain, event.nodes)
+        domain, mask = self.estate.part(event.domain, event.nodes)
         domain.failed &= ~mask
         self._health(domain)
+
+    def _stop(self, name: str, mask: int, cause: str) -> None:
+        """These nodes of a domain are lost to whoever works on them."""
+        d = self.estate.index[name]
+        for gang in self.estate.domains[d].tenants:
+            attempt = self._attempts[gang]
+            if attempt.phase is not Phase.STOPPED and any(
+                at == d and works & mask for at, works in attempt.on
+            ):
+                attempt.stop(self.estate.now_us, cause)
 
     def _health(self, domain: Domain) -> None:
         for gang in domain.tenants:
             attempt = self._attempts[gang]
-            gpus = self._gpus(attempt.on)
-            if gpus != attempt.gpus:
-                attempt.resize(self.now_us, gpus)
-        domain.recount(self.lots[domain.lot], self.now_us)
-
-    def _part(self, name: str, nodes: tuple[int, ...] | None) -> tuple[Domain, int]:
-        domain = self._domains[self._index[name]]
-        return domain, domain.full if nodes is None else mask_of(nodes)
+            gpus, spare_gpus = self.estate.gpus(attempt.on), self.estate.gpus(attempt.spares)
+            if (gpus, spare_gpus) != (attempt.gpus, attempt.spare_gpus):
+                attempt.resize(self.estate.now_us, gpus, spare_gpus)
+        self.estate.recount(domain)
 
     # -- gangs -------------------------------------------------------------------------------------------------------
 
     def _gang_running(self, event: ev.GangRunning) -> None:
         attempt = self._attempts.get(event.gang)
         if attempt is not None and attempt.number == event.attempt and attempt.phase is Phase.STARTING:
-            attempt.work(self.now_us)
+            if attempt.interrupted_us is not None:
+                took_s = (self.estate.now_us - attempt.interrupted_us) / 1e6
+                self.recoveries.setdefault(attempt.start_cause, array("d")).append(took_s)
+            every_s = event.saves_every_s
+            attempt.work(self.estate.now_us, 0 if every_s is None else max(1, microseconds(every_s)))
 
     def _checkpointed(self, event: ev.Checkpointed) -> None:
         attempt = self._attempts.get(event.gang)
         if attempt is not None and attempt.number == event.attempt:
-            attempt.save(self.now_us)
+            attempt.save(self.estate.now_us)
 
     def _gang_ended(self, event: ev.GangEnded) -> None:
         attempt = self._attempts.get(event.gang)
@@ -341,40 +331,55 @@ class Ledger:
         if cause == "cancelled" or (event.outcome == "finished" and attempt.account.kind != "service"):
             self._forget(event.gang)
         else:
-            self._why[event.gang] = cause
+            assert attempt.interrupted_us is not None, "it has ended"
+            self._why[event.gang] = (cause, attempt.interrupted_us)
 
     def _decided(self, event: ev.Decided) -> None:
         for action in event.plan.actions:
-            self._fold[type(action)](action)
+            fold = self._fold.get(type(action))
+            if fold is not None:
+                fold(action)
 
     def _start(self, action: ev.Start | ev.Restart) -> None:
         gang = action.gang
         self._drop_claim(gang)
-        on = self._masks(action.binding)
-        attempt = self._attempts[gang] = Attempt(
-            self.now_us, number=action.attempt, cause=self._why.pop(gang, FIRST), on=on, gpus=self._gpus(on),
-            account=self._payers[gang],
+        cause, interrupted_us = self._why.pop(gang, (FIRST, None))
+        binding = () if gang in self._without_gpus else action.binding
+        index = self.estate.index
+        on = [(index[segment.domain], mask_of(segment.nodes)) for segment in binding]
+        spares = [(index[s.domain], mask_of(s.spares)) for s in binding if s.spares]
+        self._attempts[gang] = Attempt(
+            self.estate.now_us, number=action.attempt, cause=cause, on=on,
+            gpus=self.estate.gpus(on), spares=spares, spare_gpus=self.estate.gpus(spares) if spares else {},
+            account=self._payers[gang], interrupted_us=interrupted_us,
         )  # fmt: skip
-        for d, mask in attempt.on:
-            domain = self._domains[d]
-            domain.held |= mask
-            domain.tenants[gang] = None
-            domain.recount(self.lots[domain.lot], self.now_us)
+        self.estate.hold(on, gang)
+        if spares:
+            self.estate.hold(spares, gang)
 
     def _restart(self, action: ev.Restart) -> None:
-        self._close(action.gang, self._attempts[action.gang], None)
-        self._why[action.gang] = "node-failure"
+        attempt = self._attempts[action.gang]
+        if attempt.phase is not Phase.STOPPED:
+            attempt.stop(self.estate.now_us, "node-failure")
+        self._close(action.gang, attempt, None)
+        assert attempt.interrupted_us is not None, "it was stopped"
+        self._why[action.gang] = (attempt.stop_cause, attempt.interrupted_us)
         self._start(action)
 
-    def _leave(self, action: ev.Preempt | ev.Stop | ev.Requeue) -> None:
-        self._attempts[action.gang].stop(self.now_us, CAUSES[action.reason.code])
+    def _leave(self, action: ev.Preempt | ev.Move | ev.Stop | ev.Requeue) -> None:
+        self._attempts[action.gang].stop(
+            self.estate.now_us, CAUSES.get(action.reason.code, action.reason.code)
+        )
 
-    def _claim(self, action: ev.Claim) -> None:
-        claim = self._claims[action.gang] = self._masks(action.binding)
-        for d, mask in claim:
-            domain = self._domains[d]
-            domain.claimed |= mask
-            domain.recount(self.lots[domain.lot], self.now_us)
+    def _move(self, action: ev.Move) -> None:
+        self._leave(action)
+        self._claim(action)
+
+    def _claim(self, action: ev.Claim | ev.Move) -> None:
+        self._drop_claim(action.gang)
+        binding = () if action.gang in self._without_gpus else action.binding
+        claim = self._claims[action.gang] = self.estate.masks(binding)
+        self.estate.claim(claim)
 
     def _unclaim(self, action: ev.Unclaim) -> None:
         self._drop_claim(action.gang)
@@ -382,6 +387,12 @@ class Ledger:
     def _refuse(self, action: ev.Refuse) -> None:
         for gang in self._gangs(action.job):
             self._forget(gang)
+
+    def _hold(self, action: ev.Hold) -> None:
+        self.estate.book(action.booking, action.binding)
+
+    def _free(self, action: ev.Free | ev.Unbooked) -> None:
+        self.estate.unbook(action.booking)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -392,42 +403,25 @@ class Ledger:
             account = self._accounts[key] = Account(queue=key[0], priority=key[1], kind=key[2], job=key[3])
         return account
 
-    def _masks(self, binding: ev.Binding) -> list[tuple[int, int]]:
-        return [(self._index[segment.domain], mask_of(segment.nodes)) for segment in binding]
-
-    def _gpus(self, on: Iterable[tuple[int, int]]) -> dict[int, int]:
-        gpus: dict[int, int] = {}
-        for d, mask in on:
-            domain = self._domains[d]
-            healthy = (mask & ~domain.failed).bit_count() * domain.gpus_per_node
-            gpus[domain.lot] = gpus.get(domain.lot, 0) + healthy
-        return gpus
-
     def _close(self, gang: str, attempt: Attempt, ended: ev.GangEnded | None) -> None:
         """The attempt is over: charge its time and free its nodes."""
-        attempt.charge(attempt.account.spent, self.now_us, ended)
+        attempt.charge(attempt.account.spent, self.estate.now_us, ended)
         del self._attempts[gang]
-        for d, mask in attempt.on:
-            domain = self._domains[d]
-            domain.held &= ~mask
-            domain.tenants.pop(gang, None)
-            domain.recount(self.lots[domain.lot], self.now_us)
+        self.estate.release(attempt.on, gang)
+        if attempt.spares:
+            self.estate.release(attempt.spares, gang)
 
     def _drop_claim(self, gang: str) -> None:
-        for d, mask in self._claims.pop(gang, ()):
-            domain = self._domains[d]
-            domain.claimed &= ~mask
-            domain.recount(self.lots[domain.lot], self.now_us)
+        claim = self._claims.pop(gang, None)
+        if claim is not None:
+            self.estate.unclaim(claim)
 
     def _forget(self, gang: str) -> None:
         """The gang has ended for good."""
         self._drop_claim(gang)
         self._why.pop(gang, None)
         self._payers.pop(gang, None)
-
-
-def microseconds(at_s: float) -> int:
-    return round(at_s * 1e6)
+        self._without_gpus.discard(gang)
 
 
 def _order(row: Row) -> tuple[object, ...]:

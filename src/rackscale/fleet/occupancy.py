@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+CHUNK = 960
+"""So many bits of a large set are looked at as a smaller integer: 32 of CPython's digits."""
+CHUNK_MASK = (1 << CHUNK) - 1
+
 
 class Occupancy:
     """Masks by domain index, and an index of domains by room.
@@ -94,6 +98,11 @@ class Occupancy:
         self.up[d] = mask
         self._refresh(d)
 
+    def set_spares(self, d: int, spares: int) -> None:
+        if self.spares[d] != spares:
+            self.spares[d] = spares
+            self._refresh(d)
+
     def hold(self, d: int, mask: int) -> None:
         assert not self.held[d] & mask, "a node is held twice"
         self._remember(d)
@@ -166,8 +175,16 @@ def mask_of(nodes: tuple[int, ...]) -> int:
 
 
 def members(bits: int) -> Iterator[int]:
-    """Indices of the set bits, ascending. Costs one big-integer operation each; meant for few members."""
+    """Indices of the set bits, ascending. Costs a few big-integer operations per `CHUNK` of bits that has any."""
+    base = 0
     while bits:
-        low = bits & -bits
-        yield low.bit_length() - 1
-        bits ^= low
+        skip = (bits & -bits).bit_length() - 1
+        bits >>= skip
+        base += skip
+        chunk = bits & CHUNK_MASK
+        while chunk:
+            low = chunk & -chunk
+            yield base + low.bit_length() - 1
+            chunk ^= low
+        bits >>= CHUNK
+        base += CHUNK

@@ -2,150 +2,205 @@
 
 The same events in the same order give the same state, byte for byte (`snapshot`). Events that speak of an attempt
 that is over are ignored, so an executor may report a thing twice. Everything that `decide` looks at is here.
+
+What people and hardware do is folded here, what is decided in `fleet/decided.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import msgspec
-from msgspec import Struct
+from math import inf
 
 from rackscale import events as ev
-from rackscale.fleet.gangs import DAY_S, Ended, Gang, Status, Waiting
-from rackscale.fleet.occupancy import Occupancy, mask_of, members
+from rackscale.fleet.gangs import Ended, Gang, Status, Waiting, remaining_s
+from rackscale.fleet.machines import Machines
+from rackscale.fleet.occupancy import Occupancy, mask_of
+from rackscale.fleet.queues import NOTHING, QueueTree
 from rackscale.fleet.tenants import Tenants
 from rackscale.fleet.topology import Topology
 from rackscale.workload import Job, Policy, Queue
 
 HELD = (Status.STARTING, Status.RUNNING, Status.BROKEN, Status.LEAVING)
-
-
-class Snapshot(Struct, frozen=True, kw_only=True):
-    """The whole state as a value; masks are per domain."""
-
-    now_s: float
-    wake_at_s: float | None
-    dirty: bool
-    fresh: list[str]
-    grown: list[int]
-    next_seq: int
-    domains: list[ev.DomainSpec]
-    failed: list[int]
-    drained: list[int]
-    policy: Policy
-    queues: list[Queue]
-    queue_evictions: dict[str, tuple[int, int]]
-    jobs: list[Job]
-    gangs: list[Gang]
-    ended: dict[str, Ended]
+AT_ONCE = -inf
 
 
 class FleetState:
     """Occupancy and health by NVLink domain, gangs and their lives, policy and queues."""
 
     def __init__(self) -> None:
+        from rackscale.fleet.decided import Decisions  # the two folds know each other
+
         self.now_s = 0.0
         self.wake_at_s: float | None = None
         """When time alone makes a new decision due."""
+        self.retry_at_s: float | None = None
+        """When gangs that still wait have room cleared and reserved for them again."""
+        self.decided_s = AT_ONCE
+        """When the last decision was."""
         self.dirty = False
         """Whether something happened since the last decision that a decision could answer."""
         self.fresh: set[str] = set()
         """Gangs that began to wait since the last decision."""
-        self.topology = Topology()
-        self.occupancy = Occupancy()
-        self.failed: list[int] = []
-        self.drained: list[int] = []
+        self.eased: set[str] = set()
+        """Queues that hold less than at the last decision."""
         self.policy = Policy()
         self.queues: dict[str, Queue] = {}
+        self.tree = QueueTree(half_life_s=self.policy.fair_share_half_life_s)
         self.queue_evictions: dict[str, tuple[int, int]] = {}
         """Queue -> (day, gangs evicted on that day)."""
         self.jobs: dict[str, Job] = {}
         self.gangs: dict[str, Gang] = {}
         self.ended: dict[str, Ended] = {}
-        self.tenants = Tenants()
+        self.machines = Machines(self.gangs, self.jobs)
         self.waiting = Waiting()
         self.claimants: dict[str, tuple[tuple[int, int], ...]] = {}
-        """Waiting gang that nodes are kept for -> (domain index, mask) of those nodes."""
+        """Gang that nodes are kept for -> (domain index, mask) of those nodes."""
+        self.reserved: dict[str, ev.Reserve] = {}
+        """Waiting gang (or `@booking`) -> what it was promised."""
         self.broken: dict[str, None] = {}
         self.stopping: dict[str, None] = {}
         """Cancelled gangs that have not been told yet."""
-        self.evacuating: dict[str, None] = {}
-        """Gangs that hold drained nodes and have not been told to leave."""
+        self.evacuating: dict[str, tuple[float, str]] = {}
+        """Gangs that must leave their nodes and have not been told yet -> (when to tell them, why)."""
         self.leaving: dict[str, None] = {}
-        self._next_seq = 0
+        self.elastic: dict[str, None] = {}
+        """Elastic gangs that hold nodes."""
+        self.next_seq = 0
         self._fold: dict[type, Callable[..., None]] = {
-            ev.Delivered: self._delivered, ev.Configured: self._configured, ev.Submitted: self._submitted,
-            ev.Cancelled: self._cancelled, ev.Drained: self._drained, ev.Undrained: self._undrained,
+            ev.Announced: self._announced, ev.Delivered: self._delivered, ev.Extended: self._extended,
+            ev.Configured: self._configured, ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
+            ev.Drained: self._drained, ev.Undrained: self._undrained, ev.Planned: self._planned,
+            ev.Unplanned: self._unplanned, ev.Booked: self._booked, ev.Unbooked: self._unbooked,
             ev.NodeFailed: self._node_failed, ev.NodeRepaired: self._node_repaired,
             ev.GangRunning: self._gang_running, ev.Checkpointed: self._checkpointed,
             ev.Progressed: self._progressed, ev.GangEnded: self._gang_ended, ev.Ticked: self._noted,
-            ev.Decided: self._decided, ev.Forecast: self._noted,
-            ev.Start: self._start, ev.Restart: self._start, ev.Preempt: self._preempt, ev.Stop: self._leave,
-            ev.Requeue: self._leave, ev.Claim: self._claim, ev.Unclaim: self._unclaim, ev.Refuse: self._refuse,
+            ev.Decided: Decisions(self), ev.Forecast: self._noted,
         }  # fmt: skip
 
     @property
+    def topology(self) -> Topology:
+        return self.machines.topology
+
+    @property
     def domains(self) -> list[ev.DomainSpec]:
-        return self.topology.domains
+        return self.machines.topology.domains
 
     @property
     def index(self) -> dict[str, int]:
-        return self.topology.index
+        return self.machines.topology.index
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Of the nodes' GPUs."""
+        return self.machines.gpu.occupancy
+
+    @property
+    def tenants(self) -> Tenants:
+        """Of the nodes' GPUs."""
+        return self.machines.gpu.tenants
+
+    @property
+    def failed(self) -> list[int]:
+        return self.machines.health.failed
+
+    @property
+    def drained(self) -> list[int]:
+        return self.machines.health.drained
 
     def fold(self, event: ev.Event) -> None:
         """Take one event in. Time never runs backwards: an older event counts as happening now."""
-        self.now_s = max(self.now_s, event.at_s)
+        if event.at_s > self.now_s:
+            self.now_s = self.machines.now_s = event.at_s
         self._fold[type(event)](event)
+
+    def due_s(self) -> float | None:
+        """When a decision is due; None: not before something happens."""
+        wake_s = self.wake_at_s
+        if not self.dirty:
+            return wake_s
+        soon_s = self.decided_s + self.policy.decision_interval_s
+        return soon_s if wake_s is None else min(soon_s, wake_s)
 
     def gpus(self, gang: Gang) -> int:
         """GPUs that the gang holds, or would hold."""
         if gang.binding:
             return gang.gpus
         job = self.jobs[gang.job]
+        if job.cpu_only:
+            return 0
         groups = self.topology.groups(job.system, job.cluster)
         return job.shape.nodes * (groups[0].gpus_per_node if groups else 0)
 
-    # -- people ------------------------------------------------------------------------------------------------------
+    # -- people: capacity --------------------------------------------------------------------------------------------
 
     def _noted(self, event: ev.Ticked | ev.Forecast) -> None:
         pass
 
+    def _announced(self, event: ev.Announced) -> None:
+        health = self.machines.health
+        for spec in event.domains:
+            d = self.index.get(spec.name)
+            if d is None:
+                self.machines.add(spec, ready_s=event.ready_s)
+            elif health.absent[d]:
+                health.ready_s[d] = event.ready_s
+                self.machines.horizon.touch(d)
+        self.dirty = True
+
     def _delivered(self, event: ev.Delivered) -> None:
         for spec in event.domains:
-            self.topology.add(spec)
-            self.occupancy.add(spec.nodes, spec.spares)
-            self.failed.append(0)
-            self.drained.append(0)
-            self.tenants.add_domain()
+            d = self.index.get(spec.name)
+            if d is None:
+                self.machines.add(spec)
+            else:
+                self.machines.health.deliver(d)
+                self.machines.refresh(d)
+        self.dirty = True
+
+    def _extended(self, event: ev.Extended) -> None:
+        for name in event.domains:
+            d = self.index[name]
+            self.machines.extend(d, event.expires_s)
+            self._look_again(d)
         self.dirty = True
 
     def _configured(self, event: ev.Configured) -> None:
         self.policy = event.policy
         self.queues = {queue.name: queue for queue in event.queues}
-        gangs, self.gangs = self.gangs, {}
-        for index in (self.claimants, self.broken, self.stopping, self.evacuating, self.leaving):
-            index.clear()
-        self._empty()
-        for gang in gangs.values():
-            self._rank(gang)
-            self._reinstate(gang)
+        self.machines.configure(event.policy)
+        self.regroup()
+        self.fresh.update(self.waiting)
+        self.occupancy.grown = self.machines.cpu.occupancy.grown = (1 << len(self.domains)) - 1
         self.dirty = True
 
-    def _empty(self) -> None:
-        """Occupancy as if no gang existed; health stays."""
-        occupancy, self.occupancy = self.occupancy, Occupancy()
-        self.tenants, self.waiting = Tenants(), Waiting()
-        for d, spec in enumerate(self.domains):
-            self.occupancy.add(spec.nodes, spec.spares)
-            self.occupancy.set_up(d, occupancy.up[d])
-            self.tenants.add_domain()
+    def regroup(self) -> None:
+        """Work out anew what follows from policy and queues: ranks, classes of waiting gangs, quotas, evictability."""
+        before, self.tree = self.tree, QueueTree(self.queues.values(), self.policy.fair_share_half_life_s)
+        for name, node in before.nodes.items():
+            self.tree.node(name).adopt(node)
+        self.waiting = Waiting()
+        for books in (self.machines.gpu, self.machines.cpu):
+            books.tenants.clear()
+        for gang in self.gangs.values():
+            self._rank(gang)
+            job = self.jobs[gang.job]
+            if gang.binding:
+                tenants, level = self.machines.books(job).tenants, self.level(gang)
+                for d, mask in self.machines.masks(gang.binding):
+                    tenants.add(d, gang.name, mask, level)
+            elif not gang.claim:
+                self.waiting.add(gang, job)
+            if gang.charged:
+                self.tree.change(gang.queue, job.user, gang.charge, 1, self.now_s)
 
     def _rank(self, gang: Gang) -> None:
         job = self.jobs[gang.job]
         gang.priority = self.policy.priorities.get(job.priority, 0)
+        gang.queue = job.queue
         queue = self.queues.get(job.queue)
         gang.rank = queue.rank if queue else 0
+
+    # -- people: jobs ------------------------------------------------------------------------------------------------
 
     def _submitted(self, event: ev.Submitted) -> None:
         job = event.job
@@ -154,16 +209,16 @@ class FleetState:
         self.jobs[job.name] = job
         for name in job.gangs():
             gang = Gang(
-                name=name, job=job.name, seq=self._next_seq, priority=0, rank=0, submitted_s=self.now_s,
+                name=name, job=job.name, seq=self.next_seq, priority=0, rank=0, submitted_s=self.now_s,
                 since_s=self.now_s,
             )  # fmt: skip
             earlier = self.ended.pop(name, None)
             if earlier is not None:
                 gang.attempt = earlier.attempts
-            self._next_seq += 1
+            self.next_seq += 1
             self._rank(gang)
             self.gangs[name] = gang
-            self._wait(gang, front=False, cause="")
+            self.wait(gang, front=False, cause="")
 
     def _cancelled(self, event: ev.Cancelled) -> None:
         job = self.jobs.get(event.job)
@@ -175,56 +230,132 @@ class FleetState:
                 continue
             gang.cancelled = True
             if gang.status is Status.WAITING:
-                self._end(gang, "cancelled")
+                self.end(gang, "cancelled")
             elif gang.status is not Status.LEAVING:
                 self.stopping[name] = None
         self.dirty = True
 
-    def _mask(self, d: int, nodes: tuple[int, ...] | None) -> int:
-        return self.occupancy.full[d] if nodes is None else mask_of(nodes)
+    # -- people: nodes -----------------------------------------------------------------------------------------------
 
     def _drained(self, event: ev.Drained) -> None:
         d = self.index[event.domain]
-        mask = self._mask(d, event.nodes)
+        mask = self.machines.mask(d, event.nodes)
         self.drained[d] |= mask
         self._health(d)
-        for name, held in self.tenants.on[d].items():
-            if held & mask and self.gangs[name].status in (Status.STARTING, Status.RUNNING):
-                self.evacuating[name] = None
+        if event.deadline_s is None:
+            self._send(d, mask, AT_ONCE, "drain")
+        else:
+            self._send(d, mask, event.deadline_s, "drain")
+
+    def _send(self, d: int, mask: int, by_s: float, why: str) -> None:
+        """Gangs on these nodes must have left by then; those that are told to leave earlier stay so."""
+        for books in (self.machines.gpu, self.machines.cpu):
+            for name, held in books.tenants.on[d].items():
+                if held & mask:
+                    self.evacuate(self.gangs[name], by_s, why)
+
+    def evacuate(self, gang: Gang, by_s: float, why: str) -> None:
+        if gang.status not in (Status.STARTING, Status.RUNNING):
+            return
+        tell_s = by_s - self.jobs[gang.job].durability.grace_s
+        if tell_s < self.evacuating.get(gang.name, (inf, ""))[0]:
+            self.evacuating[gang.name] = (tell_s, why)
+        self.dirty = True
 
     def _undrained(self, event: ev.Undrained) -> None:
         d = self.index[event.domain]
-        self.drained[d] &= ~self._mask(d, event.nodes)
+        self.machines.health.undrain(d, self.machines.mask(d, event.nodes))
         self._health(d)
-        for name in self.tenants.on[d]:
-            if name in self.evacuating and not self._on_drained(self.gangs[name]):
-                del self.evacuating[name]
+        self._look_again(d)
 
-    def _on_drained(self, gang: Gang) -> bool:
-        return any(self.drained[self.index[s.domain]] & mask_of(s.nodes) for s in gang.binding)
+    def _look_again(self, d: int) -> None:
+        """Gangs of domain d that had to leave may stay, unless something else sends them away."""
+        for books in (self.machines.gpu, self.machines.cpu):
+            for name in books.tenants.on[d]:
+                if self.evacuating.pop(name, None) is not None:
+                    self.expect_departure(self.gangs[name])
+
+    def expect_departure(self, gang: Gang) -> None:
+        """When the gang must leave the nodes that it holds: they are drained, or go out of use."""
+        calendar, health = self.machines.calendar, self.machines.health
+        for d, mask in self.machines.masks(gang.binding):
+            if health.drained[d] & mask:
+                self.evacuate(gang, AT_ONCE, "drain")
+            for window in calendar.on.get(d, ()):
+                if window.mask & mask:
+                    self.evacuate(gang, window.start_s, window.code)
+        booking = calendar.bookings.get(self.jobs[gang.job].booking or "")
+        if booking is not None:
+            self.evacuate(gang, booking.end_s, "booking-over")
+
+    def _planned(self, event: ev.Planned) -> None:
+        maintenance = event.maintenance
+        if maintenance.name in self.machines.calendar.maintenance:
+            return
+        self.machines.plan(maintenance)
+        d = self.index[maintenance.domain]
+        for window in self.machines.calendar.on.get(d, ()):
+            if window.name == maintenance.name:
+                self._send(d, window.mask, window.start_s, window.code)
+        self.dirty = True
+
+    def _unplanned(self, event: ev.Unplanned) -> None:
+        maintenance = self.machines.calendar.maintenance.get(event.maintenance)
+        if maintenance is not None:
+            self.machines.unplan(event.maintenance)
+            self._look_again(self.index[maintenance.domain])
+            self.dirty = True
+
+    def _booked(self, event: ev.Booked) -> None:
+        self.machines.calendar.bookings.setdefault(event.booking.name, event.booking)
+        self.dirty = True
+
+    def _unbooked(self, event: ev.Unbooked) -> None:
+        if event.booking in self.machines.calendar.bookings:
+            self.forget_booking(event.booking)
+            self.dirty = True
+
+    def forget_booking(self, name: str) -> None:
+        """The booking is over: its nodes are free, and what runs on them has to leave."""
+        calendar = self.machines.calendar
+        for d, mask in self.machines.masks(calendar.holding.pop(name, ())):
+            self.occupancy.unclaim(d, mask)
+            self.machines.horizon.touch(d)
+        self.reserved.pop(f"@{name}", None)
+        del calendar.bookings[name]
+        for gang in self.gangs.values():
+            if self.jobs[gang.job].booking == name:
+                self.evacuate(gang, AT_ONCE, "booking-over")
 
     # -- executors ---------------------------------------------------------------------------------------------------
 
     def _health(self, d: int) -> None:
-        self.occupancy.set_up(d, self.occupancy.full[d] & ~(self.failed[d] | self.drained[d]))
+        self.machines.refresh(d)
         self.dirty = True
 
     def _node_failed(self, event: ev.NodeFailed) -> None:
-        d = self.index[event.domain]
-        mask = self._mask(d, event.nodes)
-        self.failed[d] |= mask
+        d, policy = self.index[event.domain], self.policy
+        mask = self.machines.mask(d, event.nodes)
+        usual_s = policy.domain_repair_s if event.nodes is None else policy.node_repair_s
+        back_s = self.now_s + (usual_s if event.repair_s is None else event.repair_s)
+        self.machines.health.fail(d, mask, self.now_s, back_s, policy, count=event.nodes is not None)
         self._health(d)
-        for name, held in self.tenants.on[d].items():
-            gang = self.gangs[name]
-            if held & mask and gang.status in (Status.STARTING, Status.RUNNING):
-                self._become(gang, Status.BROKEN)
-                gang.cause = "node-failure"
-                self.broken[name] = None
-                self.evacuating.pop(name, None)
+        for books in (self.machines.gpu, self.machines.cpu):
+            for name, held in books.tenants.on[d].items():
+                gang = self.gangs[name]
+                if (
+                    held & mask
+                    and gang.status in (Status.STARTING, Status.RUNNING)
+                    and _works_on(gang, event, mask)
+                ):
+                    self.become(gang, Status.BROKEN)
+                    gang.cause = "node-failure"
+                    self.broken[name] = None
+                    self.evacuating.pop(name, None)
 
     def _node_repaired(self, event: ev.NodeRepaired) -> None:
         d = self.index[event.domain]
-        self.failed[d] &= ~self._mask(d, event.nodes)
+        self.machines.health.repair(d, self.machines.mask(d, event.nodes))
         self._health(d)
 
     def _current(self, name: str, attempt: int) -> Gang | None:
@@ -235,8 +366,9 @@ class FleetState:
         gang = self._current(event.gang, event.attempt)
         if gang is None or gang.status is not Status.STARTING:
             return
-        self._become(gang, Status.RUNNING)
-        gang.running_s = self.now_s
+        self.become(gang, Status.RUNNING)
+        gang.running_s, gang.saves_every_s = self.now_s, event.saves_every_s
+        self.expect_end(gang, self.now_s)
         gang.url = event.url
         if event.step is not None:
             gang.step = event.step
@@ -244,7 +376,7 @@ class FleetState:
     def _checkpointed(self, event: ev.Checkpointed) -> None:
         gang = self._current(event.gang, event.attempt)
         if gang is not None:
-            gang.kept_s += gang.at_risk_s(self.now_s)
+            gang.keep(self.now_s, everything=True)
             gang.checkpoint_s = self.now_s
             gang.step = event.step
 
@@ -257,137 +389,108 @@ class FleetState:
         gang = self._current(event.gang, event.attempt)
         if gang is None:
             return
-        if event.checkpointed:
-            gang.kept_s += gang.at_risk_s(self.now_s)
-        self._release(gang)
+        self.release(gang, checkpointed=event.checkpointed)
         job = self.jobs[gang.job]
         if event.outcome == "finished" and job.kind != "service":
-            self._end(gang, "finished", event.detail)
+            self.end(gang, "finished", event.detail)
         elif gang.cancelled:
-            self._end(gang, "cancelled", event.detail)
+            self.end(gang, "cancelled", event.detail)
         elif gang.status is Status.LEAVING or gang.status is Status.BROKEN:
-            self._wait(gang, front=True, cause=gang.cause)
+            self.wait(gang, front=True, cause=gang.cause)
         elif gang.restarts >= job.durability.max_restarts:
-            self._end(gang, "failed", event.detail)
+            self.end(gang, "failed", event.detail)
         else:
             gang.restarts += 1
-            self._wait(gang, front=True, cause="program-failed")
+            self.wait(gang, front=True, cause="program-failed")
         self.dirty = True
 
-    # -- decisions ---------------------------------------------------------------------------------------------------
+    # -- parts, also of `Decisions` ----------------------------------------------------------------------------------
 
-    def _decided(self, event: ev.Decided) -> None:
-        self.occupancy.grown = 0
-        self.fresh.clear()
-        for action in event.plan.actions:
-            self._fold[type(action)](action)
-        # A plan that itself frees nodes (a claim given up, a segment moved) asks to be woken at once.
-        self.dirty = False
-        self.wake_at_s = event.plan.wake_at_s
-
-    def _start(self, action: ev.Start | ev.Restart) -> None:
-        gang = self.gangs[action.gang]
-        waiting = gang.status is Status.WAITING
-        if not waiting:
-            self._release(gang)
-        gang.attempt, gang.binding = action.attempt, action.binding
-        gang.gpus = sum(len(s.nodes) * self.domains[self.index[s.domain]].gpus_per_node for s in gang.binding)
-        self._hold(gang)
-        if waiting:  # after the nodes are held, so that a claim that becomes a start frees nothing on the way
-            self._stop_waiting(gang)
-        self._become(gang, Status.STARTING)
-        gang.started_s, gang.running_s, gang.url, gang.cause = self.now_s, None, None, action.reason.code
-        if gang.first_started_s is None:
-            gang.first_started_s = self.now_s
-
-    def _preempt(self, action: ev.Preempt) -> None:
-        gang = self.gangs[action.gang]
-        if action.reason.code == "preempted-for":
-            day = int(self.now_s // DAY_S)
-            gang.evictions += 1
-            gang.evictions_today = gang.evicted_today(self.now_s) + 1
-            gang.evictions_day = day
-            queue = self.jobs[gang.job].queue
-            before, count = self.queue_evictions.get(queue, (day, 0))
-            self.queue_evictions[queue] = (day, count + 1 if before == day else 1)
-        self._leave(action)
-
-    def _leave(self, action: ev.Preempt | ev.Stop | ev.Requeue) -> None:
-        gang = self.gangs[action.gang]
-        self._become(gang, Status.LEAVING)
-        gang.cause = action.reason.code
-        for index in (self.stopping, self.evacuating, self.broken):
-            index.pop(gang.name, None)
-        self.leaving[gang.name] = None
-
-    def _claim(self, action: ev.Claim) -> None:
-        gang = self.gangs[action.gang]
-        assert not gang.claim, "a gang claims twice"
-        self._stop_waiting(gang)
-        gang.claim = action.binding
-        self._hold_claim(gang)
-
-    def _unclaim(self, action: ev.Unclaim) -> None:
-        gang = self.gangs[action.gang]
-        self._stop_waiting(gang)
-        self.waiting.add(gang, self.jobs[gang.job])
-
-    def _refuse(self, action: ev.Refuse) -> None:
-        for name in self.jobs[action.job].gangs():
-            self._end(self.gangs[name], "refused", action.reason.code)
-
-    # -- parts -------------------------------------------------------------------------------------------------------
-
-    def _become(self, gang: Gang, status: Status) -> None:
+    def become(self, gang: Gang, status: Status) -> None:
         gang.status, gang.since_s = status, self.now_s
 
-    def _wait(self, gang: Gang, *, front: bool, cause: str) -> None:
-        self._become(gang, Status.WAITING)
+    def wait(self, gang: Gang, *, front: bool, cause: str) -> None:
+        """In line again; a gang that moves waits for its claim instead."""
+        self.become(gang, Status.WAITING)
         gang.front, gang.cause = front, cause
-        gang.running_s = gang.started_s = gang.url = None
-        self.waiting.add(gang, self.jobs[gang.job])
-        self.fresh.add(gang.name)
+        gang.running_s = gang.started_s = gang.url = gang.saves_every_s = None
+        if gang.claim:
+            self.charge(gang, gang.claim)
+        else:
+            self.waiting.add(gang, self.jobs[gang.job])
+            self.fresh.add(gang.name)
         self.dirty = True
 
-    def _hold(self, gang: Gang) -> None:
-        level = self._level(gang)
-        for segment in gang.binding:
-            d = self.index[segment.domain]
-            mask = mask_of(segment.nodes)
-            self.occupancy.hold(d, mask)
-            self.tenants.add(d, gang.name, mask, level)
+    def charge(self, gang: Gang, binding: ev.Binding) -> None:
+        """Its queue holds what the gang holds, or what is kept for it, from now on."""
+        job = self.jobs[gang.job]
+        assert not gang.charged, "a gang is charged twice"
+        gang.charge, gang.charged = NOTHING if job.cpu_only else self.machines.charge(binding), True
+        self.tree.change(gang.queue, job.user, gang.charge, 1, self.now_s)
 
-    def _level(self, gang: Gang) -> int | None:
+    def uncharge(self, gang: Gang) -> None:
+        if not gang.charged:
+            return
+        gang.charged = False
+        self.tree.change(gang.queue, self.jobs[gang.job].user, gang.charge, -1, self.now_s)
+        if self.tree.limited or self.tree.guaranteed:
+            self.eased.update(node.spec.name for node in self.tree.node(gang.queue).path)
+
+    def expect_end(self, gang: Gang, works_from_s: float) -> None:
+        """The gang is expected to end when what remains of its work is done."""
+        left_s = remaining_s(gang, self.jobs[gang.job])
+        end_s = None if left_s == inf else works_from_s + left_s / gang.throughput
+        if end_s != gang.expected_end_s:
+            gang.expected_end_s = end_s
+            self.machines.touch(gang)
+
+    def level(self, gang: Gang) -> int | None:
         return gang.priority if self.jobs[gang.job].preemptible else None
 
-    def _release(self, gang: Gang) -> None:
-        for segment in gang.binding:
-            d = self.index[segment.domain]
-            self.occupancy.release(d, mask_of(segment.nodes))
-            self.tenants.remove(d, gang.name)
-        self.tenants.forget(gang.name)
-        gang.binding, gang.gpus = (), 0
-        for index in (self.stopping, self.evacuating, self.broken, self.leaving):
+    def hold(self, gang: Gang) -> None:
+        """The gang has its binding from now on."""
+        job = self.jobs[gang.job]
+        self.machines.hold(gang, job, self.level(gang))
+        self.uncharge(gang)
+        self.charge(gang, gang.binding)
+        if job.elastic and job.offers:
+            self.elastic[gang.name] = None
+        if self.machines.calendar.on or job.booking is not None:
+            self.expect_departure(gang)
+
+    def release(self, gang: Gang, *, checkpointed: bool = False) -> None:
+        """The attempt is over, and its nodes are free."""
+        job = self.jobs[gang.job]
+        gang.keep(self.now_s, everything=checkpointed)
+        self.machines.release(gang, job)
+        self.uncharge(gang)
+        gang.binding, gang.gpus, gang.expected_end_s = (), 0, None
+        for index in (self.stopping, self.evacuating, self.broken, self.leaving, self.elastic):
             index.pop(gang.name, None)
 
-    def _hold_claim(self, gang: Gang) -> None:
-        masks = tuple((self.index[segment.domain], mask_of(segment.nodes)) for segment in gang.claim)
-        self.claimants[gang.name] = masks
-        for d, mask in masks:
-            self.occupancy.claim(d, mask)
-
-    def _stop_waiting(self, gang: Gang) -> None:
-        """Out of the line or out of its claim: a waiting gang is in one of the two."""
-        if not gang.claim:
-            self.waiting.remove(gang, self.jobs[gang.job])
-            return
-        for d, mask in self.claimants.pop(gang.name):
+    def unclaim(self, gang: Gang) -> None:
+        for d, mask in self.claimants.pop(gang.name, ()):
             self.occupancy.unclaim(d, mask)
+            self.machines.horizon.touch(d)
         gang.claim = ()
+        if not gang.binding:
+            self.uncharge(gang)
 
-    def _end(self, gang: Gang, outcome: str, detail: str = "") -> None:
-        if gang.status is Status.WAITING:
-            self._stop_waiting(gang)
+    def stop_waiting(self, gang: Gang) -> None:
+        """Out of the line or out of its claim: a waiting gang is in one of the two."""
+        self.reserved.pop(gang.name, None)
+        if gang.claim:
+            self.unclaim(gang)
+        else:
+            self.waiting.remove(gang)
+
+    def end(self, gang: Gang, outcome: str, detail: str = "") -> None:
+        """The gang has ended for good."""
+        if gang.claim:
+            self.unclaim(gang)
+        if self.waiting.of(gang.name) is not None:
+            self.waiting.remove(gang)
+        self.reserved.pop(gang.name, None)
         self.fresh.discard(gang.name)
         del self.gangs[gang.name]
         self.ended[gang.name] = Ended(
@@ -402,52 +505,22 @@ class FleetState:
 
     def snapshot(self) -> bytes:
         """The whole state as JSON. Equal states give equal bytes."""
-        value = Snapshot(
-            now_s=self.now_s, wake_at_s=self.wake_at_s, dirty=self.dirty, fresh=sorted(self.fresh),
-            grown=list(members(self.occupancy.grown)),
-            next_seq=self._next_seq, domains=self.domains, failed=self.failed, drained=self.drained,
-            policy=self.policy, queues=list(self.queues.values()), queue_evictions=self.queue_evictions,
-            jobs=list(self.jobs.values()), gangs=list(self.gangs.values()), ended=self.ended,
-        )  # fmt: skip
-        return msgspec.json.encode(value)
+        from rackscale.fleet.snapshot import write
+
+        return write(self)
 
     @classmethod
     def restore(cls, data: bytes) -> FleetState:
         """The state that `snapshot` wrote. Raises msgspec.ValidationError on anything else."""
-        value = msgspec.json.decode(data, type=Snapshot)
-        state = cls()
-        state._delivered(ev.Delivered(at_s=value.now_s, domains=tuple(value.domains)))
-        state.failed, state.drained = value.failed, value.drained
-        for d in range(len(value.domains)):
-            state._health(d)
-        state.policy = value.policy
-        state.queues = {queue.name: queue for queue in value.queues}
-        state.queue_evictions, state.ended = value.queue_evictions, value.ended
-        state.jobs = {job.name: job for job in value.jobs}
-        for gang in value.gangs:
-            state._reinstate(gang)
-        state.now_s, state.wake_at_s, state.dirty = value.now_s, value.wake_at_s, value.dirty
-        state.fresh, state._next_seq = set(value.fresh), value.next_seq
-        state.occupancy.grown = mask_of(tuple(value.grown))
-        return state
+        from rackscale.fleet.snapshot import read
 
-    def _reinstate(self, gang: Gang) -> None:
-        """Put a gang record back, with every index that follows from it."""
-        self.gangs[gang.name] = gang
-        self._hold(gang)
-        if gang.claim:
-            self._hold_claim(gang)
-        elif gang.status is Status.WAITING:
-            self.waiting.add(gang, self.jobs[gang.job])
-        elif gang.status is Status.BROKEN:
-            self.broken[gang.name] = None
-        elif gang.status is Status.LEAVING:
-            self.leaving[gang.name] = None
-        elif self._on_drained(gang):
-            self.evacuating[gang.name] = None
-        if gang.cancelled and gang.status not in (Status.WAITING, Status.LEAVING):
-            self.stopping[gang.name] = None
+        return read(cls(), data)
 
     def fork(self) -> FleetState:
         """An independent copy, for what-if questions and for a twin that starts from here."""
         return FleetState.restore(self.snapshot())
+
+
+def _works_on(gang: Gang, event: ev.NodeFailed, mask: int) -> bool:
+    """Whether ranks of the gang run on one of these nodes; its own spares don't count."""
+    return any(s.domain == event.domain and mask_of(s.nodes) & mask for s in gang.binding)

@@ -37,6 +37,13 @@ class Tenants:
         self.on.append({})
         self._below.clear()
 
+    def clear(self) -> None:
+        """Nobody is anywhere, until all are added again."""
+        for on in self.on:
+            on.clear()
+        self._levels.clear()
+        self._below.clear()
+
     def add(self, d: int, gang: str, mask: int, level: int | None) -> None:
         """`level`: the gang's priority if it may be preempted, else None. A gang's level must not change."""
         on = self.on[d]

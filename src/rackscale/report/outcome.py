@@ -8,12 +8,11 @@ from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
+from rackscale.report import quality
+from rackscale.report.quality import sparkline
 from rackscale.report.tables import plain
 from rackscale.report.words import duration
 from rackscale.twin import Rehearsal
-
-BLOCKS = " ▁▂▃▄▅▆▇█"
-WIDTH = 72
 
 
 def rehearsal(found: Rehearsal) -> Stack:
@@ -26,26 +25,11 @@ def rehearsal(found: Rehearsal) -> Stack:
     speed = f"{events:,} events in {found.wall_s:.1f} s ({found.events_per_s:,.0f} events/s)"
     return Stack(
         Text(head, style="bold"), Text(speed, style="dim"), Text(),
-        _occupancy(found.occupancy), Text(),
+        _occupancy(found.occupancy), quality.block(found.quality), Text(),
         _waits(found), Text(),
         *_interruptions(found), Text(),
         _totals(found),
     )  # fmt: skip
-
-
-def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Shares (0 to 1) as a row of blocks, averaged down to `width`."""
-    if not values:
-        return ""
-    columns = min(width, len(values))
-    line = []
-    for i in range(columns):
-        part = values[
-            i * len(values) // columns : max((i + 1) * len(values) // columns, i * len(values) // columns + 1)
-        ]
-        mean = sum(part) / len(part)
-        line.append(BLOCKS[min(8, max(0, round(mean * 8)))])
-    return "".join(line)
 
 
 def _occupancy(values: Sequence[float]) -> Text:

@@ -77,7 +77,11 @@ class GangExecutor:
                     if (supervisor := self._gangs.get(action.gang)) is not None:
                         supervisor.dismiss()
 
-    def poll(self, deadline_s: float | None) -> Sequence[ev.Input]:
+    def poll(
+        self,
+        deadline_s: float | None,
+        quiet_until_s: float | None = None,  # noqa: ARG002 - real events are few
+    ) -> Sequence[ev.Input]:
         self._meet()
         events = self._collect()
         if not events:

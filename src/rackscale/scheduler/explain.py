@@ -9,9 +9,12 @@ from msgspec import Struct
 from rackscale.errors import UnknownNameError
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import members
+from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.fit import ever_fits, place
-from rackscale.scheduler.preempt import Clearer, Clearing, cost, guard
+from rackscale.scheduler.preempt import Clearer
+from rackscale.scheduler.price import Taker, cost, guard
+from rackscale.scheduler.victims import Ask, Clearing
 
 ANYONE = 1 << 31
 """A priority above every other: asks what would have to move if priority were no object."""
@@ -125,7 +128,7 @@ def _why_waiting(state: FleetState, gang: Gang) -> Why:
             f"no cluster could ever hold {shape.segments} x {shape.nodes_per_segment} nodes"
             f" (the largest segment that fits is {largest} nodes)"
         )
-    elif place(state, job) is not None:
+    elif place(state, job.choices[0], job) is not None:
         constraint, text = "next-cycle", "it fits now and starts in the next cycle"
     else:
         constraint = "topology" if free >= state.gpus(gang) else "capacity"
@@ -163,12 +166,15 @@ def _unblock(state: FleetState, gang: Gang) -> tuple[Unblock | None, dict[str, i
     job = state.jobs[gang.job]
     state.occupancy.begin()
     try:
-        allowed = Clearer(state, gang.priority, state.now_s, set(), {}).clear(job)
-        found = allowed or Clearer(state, ANYONE, state.now_s, set(), {}).clear(job)
+        charge = Charge(job.shape.nodes_held * 4)
+        ask = Ask(job, job.choices[0], Taker(gang.priority, gang.queue, charge))
+        clearer = Clearer(state, state.now_s, set(), {})
+        allowed = clearer.clear(ask)
+        found = allowed or clearer.clear(ask._replace(taker=Taker(ANYONE, gang.queue, charge)))
     finally:
         state.occupancy.end()
     reasons = Counter(
-        guard(state, other, gang.priority, state.now_s) or "allowed"
+        guard(state, other, ask.taker, state.now_s) or "allowed"
         for other in state.gangs.values()
         if other.binding
     )
@@ -177,6 +183,6 @@ def _unblock(state: FleetState, gang: Gang) -> tuple[Unblock | None, dict[str, i
 
 def _describe(found: Clearing, allowed: bool) -> Unblock:
     return Unblock(
-        domains=tuple(s.domain for s in found.binding), victims=found.victims, lost_gpu_h=found.price[0] / 3600,
+        domains=tuple(s.domain for s in found.binding), victims=found.victims, lost_gpu_h=found.price / 3600,
         allowed=allowed,
     )  # fmt: skip

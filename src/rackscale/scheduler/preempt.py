@@ -1,106 +1,44 @@
-"""Clearing room for a gang that topology keeps waiting: which domains, and whom to send away.
+"""Clearing room for a gang that topology or others' borrowing keeps waiting: which domains, and whom to send away.
 
-The price of a victim is the work since its last checkpoint plus its restart, in GPU-seconds, plus what its owner says
-an eviction costs. Per domain the cheapest set of victims is exact; over domains, the `policy.candidate_domains` with
-the fewest nodes to clear are priced. Ties go to the lower priority, then to the younger gang.
+A victim's price, in GPU-seconds, is the work that stopping it loses (since its last checkpoint, or the time for one
+more where the program saves on request), plus its restart, plus what its owner says an eviction costs. An elastic gang
+is shrunk before it is evicted. Per domain the cheapest set of victims is exact; over domains, the
+`policy.candidate_domains` with the fewest nodes to clear are priced, and all of them where those don't suffice. Ties go
+to the lower priority, then to the younger gang.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush
 from math import inf
-from typing import NamedTuple
 
-from rackscale.events import Binding, Segment
-from rackscale.fleet.gangs import DAY_S, Gang, Status
+from rackscale.events import Segment
+from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
+from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
-from rackscale.workload import Job, Queue
+from rackscale.scheduler.elastic import shrinkings
+from rackscale.scheduler.exact import MOST, smallest_set
+from rackscale.scheduler.price import Taker, cost, evictions_left, interruptible, protected
+from rackscale.scheduler.victims import Ask, Clearing, Victim
 
 GIVE_UP = 4
 """Domains without a lawful set of victims that are looked at per wanted candidate, before the search ends."""
-
 LEAST = 8
 """Candidates priced per cluster, however many clusters share the policy's number."""
-
-Price = tuple[float, int, float]
-"""GPU-seconds lost, sum of victims' priorities, sum of their ages in seconds: smaller is better."""
-Offer = tuple[Price, tuple[str, ...]]
-"""The price of clearing one domain, and the victims."""
-FREE: Price = (0.0, 0, 0.0)
-
-
-class Clearing(NamedTuple):
-    """Nodes to claim and the gangs that must leave them."""
-
-    binding: Binding
-    victims: tuple[str, ...]
-    price: Price
-
-
-class Cost(NamedTuple):
-    """What evicting one gang costs now, GPU-seconds by part."""
-
-    lost_gpu_s: float
-    restart_gpu_s: float
-    penalty_gpu_s: float
-
-    @property
-    def total(self) -> float:
-        return self.lost_gpu_s + self.restart_gpu_s + self.penalty_gpu_s
-
-
-def cost(state: FleetState, gang: Gang, now_s: float) -> Cost:
-    """Price of stopping the gang now."""
-    job = state.jobs[gang.job]
-    gpus = state.gpus(gang)
-    return Cost(
-        lost_gpu_s=gang.at_risk_s(now_s) * gpus,
-        restart_gpu_s=job.durability.restart_s * gpus,
-        penalty_gpu_s=job.eviction_penalty_gpu_h * 3600.0,
-    )
-
-
-def guard(state: FleetState, gang: Gang, priority: int, now_s: float) -> str | None:
-    """Why the gang may not be evicted for somebody of `priority`, or None if it may."""
-    job, policy = state.jobs[gang.job], state.policy
-    if gang.status is not Status.RUNNING:
-        return "not-running"
-    if not job.preemptible or gang.priority >= priority:
-        return "priority"
-    assert gang.started_s is not None
-    if now_s - gang.started_s < max(policy.min_runtime_s, job.durability.restart_s):
-        return "minimum-run-time"
-    if gang.evicted_today(now_s) >= policy.max_evictions_per_day:
-        return "gang-budget"
-    queue = state.queues.get(job.queue)
-    if queue is not None and evictions_left(state, queue, now_s) <= 0:
-        return "queue-budget"
-    return None
-
-
-def evictions_left(state: FleetState, queue: Queue, now_s: float) -> float:
-    """Gangs of the queue that may still be preempted today."""
-    if queue.max_evictions_per_day is None:
-        return inf
-    day, count = state.queue_evictions.get(queue.name, (-1, 0))
-    return queue.max_evictions_per_day - (count if day == int(now_s // DAY_S) else 0)
+ANYBODY = 1 << 62
+"""A priority above all others: reclaiming looks at everybody."""
 
 
 class Clearer:
     """Searches victims for one gang. Claims what it picks in the occupancy's what-if and takes it back."""
 
     def __init__(
-        self,
-        state: FleetState,
-        priority: int,
-        now_s: float,
-        leaving: set[str],
-        evicted: Mapping[str, int],
+        self, state: FleetState, now_s: float, leaving: set[str], evicted: Mapping[str, int]
     ) -> None:
-        self.state, self.priority, self.now_s = state, priority, now_s
+        self.state, self.now_s = state, now_s
         self.leaving = leaving
         """Gangs already told to leave in this cycle."""
         self.budgets = {
@@ -109,146 +47,340 @@ class Clearer:
             if queue.max_evictions_per_day is not None
         }
         """Gangs that may be preempted, by queue; `evicted` in this cycle are off already."""
-        self.victims: dict[str, None] = {}
-        self._prices: dict[str, Price | None] = {}
+        self.picked: dict[str, Victim] = {}
+        self.shrinks = True
+        self.straddle = False
+        self.limit = 0
 
-    def clear(self, job: Job) -> Clearing | None:
-        """The cheapest clearing over all clusters the job may use, or None."""
-        best: Clearing | None = None
-        occupancy = self.state.occupancy
+    def clear(self, ask: Ask) -> Clearing | None:
+        """The cheapest clearing over all clusters the job may use, or None.
+
+        Gangs are shrunk rather than evicted, and nobody's queue falls below its quota, as long as that is possible.
+        """
+        found = self._search(ask)
+        if found is None and self.state.elastic:
+            self.shrinks = False
+            found = self._search(ask)
+            self.shrinks = True
+        if found is None and self.state.tree.guaranteed and self.state.policy.reclaim:
+            self.straddle = True
+            found = self._search(ask)
+            self.straddle = False
+        return found or self._every_set(ask)
+
+    def _every_set(self, ask: Ask) -> Clearing | None:
+        """What going from domain to domain misses where budgets, quotas or victims over several domains are in the
+        way; tried only while few gangs could be taken at all."""
+        state = self.state
+        found = smallest_set(state, ask, self._lone(ask), self.pick)
+        for victim in list(self.picked.values()):
+            self._trial(victim, -1)
+        self.picked = {}
+        if found is None:
+            return None
+        binding, victims = found
+        return Clearing(binding, tuple(v.name for v in victims), sum(v.price for v in victims), {})
+
+    def _lone(self, ask: Ask) -> list[Victim]:
+        """Every gang that may be taken, whole."""
+        state, found = self.state, list[Victim]()
+        for name, gang in state.gangs.items():
+            if not gang.binding or name in self.leaving or state.jobs[gang.job].cpu_only:
+                continue
+            if interruptible(state, gang, ask.taker, self.now_s) is None:
+                age_s = self.now_s - (gang.started_s or 0.0)
+                found.append(Victim(name, cost(state, gang, self.now_s).total, gang.priority, age_s, 0))
+                if len(found) > MOST:
+                    return []
+        return found
+
+    def _search(self, ask: Ask) -> Clearing | None:
+        job, shape, topology = ask.job, ask.offer.shape, self.state.topology
         groups = [
             group
-            for group in self.state.topology.groups(job.system, job.cluster)
-            if group.largest >= job.shape.nodes_per_segment
+            for group in topology.groups(ask.offer.system or job.system, job.cluster)
+            if group.largest >= shape.nodes_held_per_segment
         ]
-        self.limit = max(
-            LEAST, self.state.policy.candidate_domains // max(1, len(groups)), job.shape.segments
-        )
-        for group in groups:
-            mark = occupancy.mark()
-            self.victims = {}
-            found = self._clear_in(group, job, best.price if best else None)
-            occupancy.rollback(mark)
-            best = found or best
+        few = max(LEAST, self.state.policy.candidate_domains // max(1, len(groups)), shape.segments)
+        best: Clearing | None = None
+        for limit in (few, len(self.state.domains)):
+            self.limit, self.truncated = limit, False
+            for group in groups:
+                for within in self._areas(group, ask):
+                    found = self._clear_in(within, ask, best.price if best else inf)
+                    best = found or best
+            if best is not None or not self.truncated:
+                break
         return best
 
-    def _clear_in(self, group: Group, job: Job, worst: Price | None) -> Clearing | None:
+    def _areas(self, group: Group, ask: Ask) -> Iterable[int]:
+        """Sets of domains that the whole gang may lie in, one or the other."""
+        level = ask.job.nearness.within
+        if level is None:
+            return (group.domains & ~ask.closed,)
+        units = self.state.topology.units(level, group)
+        return (unit & ~ask.closed for unit in units if unit.bit_count() >= 1)
+
+    def _clear_in(self, within: int, ask: Ask, worst: float) -> Clearing | None:
         """Segment by segment: the cheapest domain first; what one victim frees elsewhere is free for the next.
 
         Gives up once the price reaches `worst`.
         """
-        state, shape = self.state, job.shape
-        priced = self._candidates(group.domains, shape.nodes_per_segment)
-        segments: list[Segment] = []
-        total = FREE
-        used: set[int] = set()
-        while len(segments) < shape.segments:
-            if not priced:
-                return None
-            d = min(priced, key=lambda c: (priced[c][0], c))
-            price, victims = priced.pop(d)
-            if not self._afford(victims):  # priced before the victims of earlier segments were picked
-                self._reprice(priced, {d}, group, shape.nodes_per_segment)
-                continue
-            total = _add(total, price)
-            if worst is not None and total >= worst:
-                return None
-            self.victims.update(dict.fromkeys(victims))
-            nodes = lowest_nodes_preferring_free(state, d, self._soon(d), shape.nodes_per_segment)
-            state.occupancy.claim(d, mask_of(nodes))
-            segments.append(Segment(domain=state.domains[d].name, nodes=nodes))
-            if not shape.may_share_domain:
-                used.add(d)
-            self._reprice(priced, {d, *self._domains(victims)} - used, group, shape.nodes_per_segment)
-        segments.sort(key=lambda s: state.index[s.domain])
-        return Clearing(tuple(segments), tuple(self.victims), total)
-
-    def _domains(self, names: Iterable[str]) -> set[int]:
-        state = self.state
-        return {state.index[segment.domain] for name in names for segment in state.gangs[name].binding}
-
-    def _reprice(self, priced: dict[int, Offer], domains: set[int], group: Group, nodes: int) -> None:
-        for d in domains:
-            priced.pop(d, None)
-            offer = self._price(d, nodes) if group.domains >> d & 1 else None
-            if offer is not None:
-                priced[d] = offer
-
-    def _candidates(self, within: int, nodes: int) -> dict[int, Offer]:
-        """Domains that can give `nodes`, priced; those with the most room, so the fewest nodes to clear, first."""
         occupancy = self.state.occupancy
-        # enough[k]: domains where gangs of lower priority hold at least k nodes, or somebody leaves anyway.
-        leave = sum(1 << d for d in self._domains((*self.state.leaving, *self.leaving)))
-        enough = [*self.state.tenants.below(self.priority).buckets, 0]
-        for k in range(len(enough) - 2, -1, -1):
-            enough[k] |= enough[k + 1]
-        found: dict[int, Offer] = {}
-        refused = 0
-        for room in range(len(occupancy.buckets) - 1, -1, -1):
-            short = min(max(0, nodes - room), len(enough) - 1)
-            for d in members(occupancy.buckets[room] & within & (enough[short] | leave)):
-                offer = self._price(d, nodes)
-                if offer is not None:
-                    found[d] = offer
-                else:
-                    refused += 1
-                if len(found) >= self.limit or refused > GIVE_UP * self.limit:
-                    return found
+        mark = occupancy.mark()
+        self.picked = {}
+        search = _Search(self, within, ask)
+        found = search.run(worst)
+        occupancy.rollback(mark)
+        for victim in self.picked.values():
+            self._trial(victim, -1)
         return found
 
-    def _soon(self, d: int) -> int:
+    def _gives(self, victim: Victim) -> Charge:
+        """What the victim's queue no longer holds."""
+        charge = self.state.gangs[victim.name].charge
+        if victim.shrunk is None:
+            return charge
+        after = self.state.machines.charge(victim.shrunk.binding)
+        return Charge(charge.gpus - after.gpus, charge.domains - after.domains)
+
+    def _trial(self, victim: Victim, gangs: int) -> None:
+        gang = self.state.gangs[victim.name]
+        self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, self._gives(victim), -gangs)
+
+    def pick(self, victims: Iterable[Victim], taker: Taker) -> str | None:
+        """Take these victims; or the name of one that budgets or quotas protect now that others are taken."""
+        done: list[Victim] = []
+        for victim in victims:
+            if not self._affords(victim, taker):
+                for other in done:
+                    del self.picked[other.name]
+                    self._trial(other, -1)
+                return victim.name
+            self.picked[victim.name] = victim
+            self._trial(victim, 1)
+            done.append(victim)
+        return None
+
+    def _affords(self, victim: Victim, taker: Taker) -> bool:
+        gang = self.state.gangs[victim.name]
+        left = self.budgets.get(gang.queue, inf)
+        if left < inf and 1 + sum(self.state.gangs[name].queue == gang.queue for name in self.picked) > left:
+            return False
+        return protected(self.state, gang, taker, self._gives(victim), straddle=self.straddle) is None
+
+    def offers(self, d: int, short: int, taker: Taker, usable: int, barred: set[str]) -> list[Victim]:
+        """Ways to free nodes of domain d, one or two per gang that may be taken."""
+        state, found = self.state, list[Victim]()
+        gangs, guaranteed = state.gangs, state.tree.guaranteed
+        for name, mask in state.tenants.on[d].items():
+            if name in self.picked or name in self.leaving or name in barred:
+                continue
+            gives = (mask & usable).bit_count()
+            gang = gangs[name]
+            if not gives or interruptible(state, gang, taker, self.now_s) is not None:
+                continue
+            for victim in self._victims(gang, d, gives, short, usable):
+                if not guaranteed or (
+                    protected(state, gang, taker, self._gives(victim), straddle=self.straddle) is None
+                ):
+                    found.append(victim)
+        return found
+
+    def _victims(self, gang: Gang, d: int, gives: int, short: int, usable: int) -> list[Victim]:
+        state = self.state
+        age_s = self.now_s - (gang.started_s or 0.0)
+        price = cost(state, gang, self.now_s)
+        found = []
+        if self.shrinks and gang.name in state.elastic:
+            restart_s = state.jobs[gang.job].durability.restart_s
+            for shrunk in shrinkings(state, gang, d, short, usable):
+                less = price.lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding)
+                found.append(Victim(gang.name, less, gang.priority, age_s, shrunk.freed, shrunk))
+            if found and max(victim.gives for victim in found) >= min(short, gives):
+                return found
+        found.append(Victim(gang.name, price.total, gang.priority, age_s, gives))
+        return found
+
+    def soon(self, d: int) -> int:
         """Nodes of the domain that are usable and will be free once those who leave have left."""
         state = self.state
         soon = 0
         for name, mask in state.tenants.on[d].items():
-            if name in self.victims or name in self.leaving or state.gangs[name].status is Status.LEAVING:
+            picked = self.picked.get(name)
+            if picked is not None:
+                soon |= mask if picked.shrunk is None else picked.shrunk.mask(d, mask, state.index)
+            elif name in self.leaving or state.gangs[name].status is Status.LEAVING:
                 soon |= mask
         return soon & state.occupancy.up[d] & ~state.occupancy.claimed[d]
 
-    def _price(self, d: int, nodes: int) -> Offer | None:
-        """The cheapest set of victims that leaves `nodes` usable nodes in domain d, spares kept."""
-        state = self.state
-        usable = state.occupancy.up[d] & ~state.occupancy.claimed[d]
-        short = nodes + state.occupancy.spares[d] - (state.occupancy.free[d] | self._soon(d)).bit_count()
-        if short <= 0:
-            return FREE, ()
-        reach: dict[int, Offer] = {0: (FREE, ())}
-        for name, mask in sorted(state.tenants.on[d].items()):
-            gives = (mask & usable).bit_count()
-            own = self._own_price(name)
-            if own is None or not gives:
+
+class _Search:
+    """One pass over the domains of one area."""
+
+    def __init__(self, clearer: Clearer, within: int, ask: Ask) -> None:
+        self.clearer, self.within, self.ask = clearer, within, ask
+        self.state = clearer.state
+        self.nodes = ask.offer.shape.nodes_held_per_segment
+        self.heap: list[tuple[float, int, int, tuple[Victim, ...] | None]] = []
+        """(price, domain, version, victims); without victims the price is a lower bound."""
+        self.version: dict[int, int] = {}
+        self.barred: set[str] = set()
+        self.options: dict[int, tuple[int, list[Victim]]] = {}
+
+    def run(self, worst: float) -> Clearing | None:
+        shape = self.ask.offer.shape
+        self._collect()
+        heapify(self.heap)
+        segments: list[Segment] = []
+        total = 0.0
+        closed = 0
+        while len(segments) < shape.segments:
+            taken = self._cheapest(closed)
+            if taken is None:
+                return None
+            price, d, victims = taken
+            protected = self.clearer.pick(victims, self.ask.taker)
+            if protected is not None:  # priced before the victims of earlier segments were picked
+                self.barred.add(protected)
+                self._look(d)
                 continue
-            for have, (price, victims) in list(reach.items()):
-                if have < short and self._afford((*victims, name)):
-                    total = min(short, have + gives)
-                    answer = (_add(price, own), (*victims, name))
-                    if total not in reach or answer < reach[total]:
-                        reach[total] = answer
-        return reach.get(short)
+            total += price
+            if total >= worst:
+                return None
+            segments.append(self._segment(d))
+            if not shape.may_share_domain or self.ask.job.nearness.spread is not None:
+                closed |= self._neighbours(d)
+            for other in {d, *self._domains(victims)}:
+                if self.within >> other & 1 and not closed >> other & 1:
+                    self._look(other)
+        segments.sort(key=lambda s: self.state.index[s.domain])
+        picked = self.clearer.picked
+        shrunk = {name: victim.shrunk for name, victim in picked.items() if victim.shrunk is not None}
+        return Clearing(tuple(segments), tuple(picked), total, shrunk)
 
-    def _afford(self, victims: tuple[str, ...]) -> bool:
-        """Whether the queues' budgets allow these victims on top of those picked."""
-        if not self.budgets:
+    def _neighbours(self, d: int) -> int:
+        """Domains that no other segment may use."""
+        spread = self.ask.job.nearness.spread
+        return 1 << d if spread in (None, "domain") else self.state.topology.unit(spread, d)
+
+    def _domains(self, victims: Iterable[Victim]) -> set[int]:
+        state = self.state
+        return {state.index[s.domain] for v in victims for s in state.gangs[v.name].binding}
+
+    def _segment(self, d: int) -> Segment:
+        state = self.state
+        nodes = preferring_free(state, d, self.clearer.soon(d), self.nodes)
+        state.occupancy.claim(d, mask_of(nodes))
+        work = self.ask.offer.shape.nodes_per_segment
+        return Segment(domain=state.domains[d].name, nodes=nodes[:work], spares=nodes[work:])
+
+    def _cheapest(self, closed: int) -> tuple[float, int, tuple[Victim, ...]] | None:
+        """The domain with the least price. Lower bounds become prices only when they come to the top."""
+        heap = self.heap
+        while heap:
+            price, d, version, victims = heappop(heap)
+            if version != self.version[d] or closed >> d & 1:
+                continue
+            if victims is not None:
+                return price, d, victims
+            exact = self._exact(d)
+            if exact is not None:
+                heappush(heap, (exact[0], d, version, exact[1]))
+        return None
+
+    def _collect(self) -> None:
+        """Domains with the most room, so the fewest nodes to clear, first."""
+        clearer, state = self.clearer, self.state
+        occupancy, nodes = state.occupancy, self.nodes
+        tree = state.tree
+        everybody = (
+            tree.guaranteed and state.policy.reclaim and clearer.state.tree.node(self.ask.taker.queue).path
+        )
+        priority = ANYBODY if everybody else self.ask.taker.priority
+        # enough[k]: domains where gangs that could be taken hold at least k nodes, or somebody leaves anyway.
+        leave = sum(
+            1 << d
+            for d in {
+                state.index[s.domain]
+                for name in (*state.leaving, *clearer.leaving)
+                for s in state.gangs[name].binding
+            }
+        )
+        enough = [*state.tenants.below(priority).buckets, 0]
+        for k in range(len(enough) - 2, -1, -1):
+            enough[k] |= enough[k + 1]
+        refused = 0
+        for room in range(len(occupancy.buckets) - 1, -1, -1):
+            short = min(max(0, nodes - room), len(enough) - 1)
+            for d in members(occupancy.buckets[room] & self.within & (enough[short] | leave)):
+                if len(self.heap) >= clearer.limit or refused > GIVE_UP * clearer.limit:
+                    clearer.truncated = True
+                    return
+                refused += not self._look(d)
+
+    def _look(self, d: int) -> bool:
+        """Bound the price of clearing domain d from below; False if it can't be cleared."""
+        version = self.version[d] = self.version.get(d, 0) + 1
+        state, clearer = self.state, self.clearer
+        occupancy = state.occupancy
+        usable = occupancy.up[d] & ~occupancy.claimed[d]
+        soon = clearer.soon(d)
+        short = self.nodes + occupancy.spares[d] - (occupancy.free[d] | soon).bit_count()
+        if short <= 0:
+            heappush(self.heap, (0.0, d, version, ()))
             return True
-        jobs, gangs = self.state.jobs, self.state.gangs
-        counts = Counter(jobs[gangs[name].job].queue for name in (*self.victims, *victims))
-        return all(count <= self.budgets.get(queue, inf) for queue, count in counts.items())
+        options = clearer.offers(d, short, self.ask.taker, usable & ~soon, self.barred)
+        if sum(victim.gives for victim in options) < short:
+            return False
+        options.sort(key=_by_unit_price)
+        self.options[d] = (short, options)
+        bound, left = 0.0, short
+        for at, victim in enumerate(options):
+            if victim.gives >= left:
+                if victim.gives == left and not clearer.shrinks:
+                    heappush(self.heap, (bound + victim.price, d, version, tuple(options[: at + 1])))
+                    return True
+                heappush(self.heap, (bound + victim.price * left / victim.gives, d, version, None))
+                return True
+            bound += victim.price
+            left -= victim.gives
+        return False
 
-    def _own_price(self, name: str) -> Price | None:
-        """What evicting this gang costs, or None when it leaves anyway or a guard protects it."""
-        if name in self.victims or name in self.leaving:
-            return None
-        if name not in self._prices:
-            gang = self.state.gangs[name]
-            price = None
-            if guard(self.state, gang, self.priority, self.now_s) is None:
-                age_s = self.now_s - (gang.started_s or 0.0)
-                price = (cost(self.state, gang, self.now_s).total, gang.priority, age_s)
-            self._prices[name] = price
-        return self._prices[name]
+    def _exact(self, d: int) -> tuple[float, tuple[Victim, ...]] | None:
+        """The cheapest set of victims that frees enough nodes of domain d: a knapsack over nodes."""
+        short, options = self.options[d]
+        options = sorted(options, key=lambda v: (v.name, v.gives))
+        best: list[tuple[float, int, float, tuple[Victim, ...]] | None] = [None] * (short + 1)
+        best[0] = (0.0, 0, 0.0, ())
+        at = 0
+        while at < len(options):
+            end = at + 1
+            while end < len(options) and options[end].name == options[at].name:
+                end += 1
+            ways, at = options[at:end], end
+            for have in range(short - 1, -1, -1):
+                base = best[have]
+                if base is None:
+                    continue
+                for victim in ways:
+                    total = min(short, have + victim.gives)
+                    price = base[0] + victim.price
+                    known = best[total]
+                    if known is not None and price > known[0]:
+                        continue
+                    answer = (price, base[1] + victim.priority, base[2] + victim.age_s, (*base[3], victim))
+                    if known is None or answer[:3] < known[:3]:
+                        best[total] = answer
+        found = best[short]
+        return None if found is None else (found[0], found[3])
 
 
-def lowest_nodes_preferring_free(state: FleetState, d: int, soon: int, count: int) -> tuple[int, ...]:
+def _by_unit_price(victim: Victim) -> tuple[float, int, float, str]:
+    return (victim.price / victim.gives, victim.priority, victim.age_s, victim.name)
+
+
+def preferring_free(state: FleetState, d: int, soon: int, count: int) -> tuple[int, ...]:
     """`count` nodes of the domain: free ones beyond its spares first, then those that will be free soon."""
     free = state.occupancy.free[d]
     now = min(count, state.occupancy.room[d])
@@ -258,7 +390,3 @@ def lowest_nodes_preferring_free(state: FleetState, d: int, soon: int, count: in
     # as many free nodes afterwards.
     nodes = lowest_nodes(free, now + extra - later) + lowest_nodes(soon, later)
     return tuple(sorted(nodes))
-
-
-def _add(a: Price, b: Price) -> Price:
-    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])

@@ -1,6 +1,6 @@
 """The documents of a site: YAML in files and folders -> typed, immutable values, or every mistake with its line.
 
-load(paths)         Documents: fleet, queues, policy, failures and work; raises DocumentError
+load(paths)         Documents: fleet, queues, policy, bookings, maintenance and work; raises DocumentError
 check(paths)        the same as a report: counts and problems
 json_schema()       for editors
 submissions(...)    work as it arrives in a rehearsal, sampled from a seed

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rackscale import catalog
 from rackscale.events import DomainSpec
 from rackscale.spec.jobs import JobDocument, ServiceDocument, TrainingDocument
+from rackscale.spec.placing import misplaced
+from rackscale.spec.policy import PolicyDocument
 from rackscale.spec.problems import Problem, nearest
 from rackscale.spec.programs import JOB_PREFIX
-from rackscale.spec.site import FleetDocument, PolicyDocument
+from rackscale.spec.queues import QueueDocument
+from rackscale.spec.shapes import JOB
+from rackscale.spec.site import FleetDocument
+from rackscale.spec.tree import Cost, never_runs, tree_faults
 from rackscale.spec.validate import JOB_KINDS, Document
-from rackscale.workload import Job, Policy, Queue, Shape
+from rackscale.spec.windows import MaintenanceDocument
+from rackscale.workload import Job, Policy, Queue
 
-_JOB = Job(name="default", kind="batch", shape=Shape())
+DEFAULT_QUEUE = JOB.queue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What jobs may refer to. None: not known, so that nothing can be said against a job."""
+    """What documents may refer to. None: not known, so that nothing can be said against them."""
 
-    groups: tuple[Group, ...] | None
-    queues: frozenset[str] | None
+    fleet: tuple[DomainSpec, ...] | None
+    queues: Mapping[str, Queue] | None
+    sound: bool
+    """Whether what `queues` says beyond names can be relied on."""
     priorities: frozenset[str] | None
+    bookings: frozenset[str] | None
+    keep_spares: bool
+    """Whether the fleet's spares are kept free everywhere, as the policy says."""
 
     @classmethod
     def of(
@@ -34,38 +43,34 @@ class Surroundings:
         fleet: Sequence[DomainSpec],
         queues: Sequence[Queue],
         policy: Policy | None,
+        bookings: Iterable[str] = (),
     ) -> Surroundings:
         """The documents' own fleet, queues and policy, or else those given. What is faulty itself is not known."""
-        fleets = [d for d in documents if d.kind == "Fleet"]
-        policies = [d for d in documents if d.kind == "Policy"]
-        names = {d.name for d in documents if d.kind == "Queue" and d.name} | {q.name for q in queues}
-        is_site = bool(fleets or policies or names or fleet)
-        groups: tuple[Group, ...] | None = tuple(_groups(fleet)) or None
+        kinds: dict[str, list[Document]] = {}
+        for document in documents:
+            kinds.setdefault(document.kind, []).append(document)
+        fleets, policies = kinds.get("Fleet", []), kinds.get("Policy", [])
+        named = {str(d.name): d for d in kinds.get("Queue", []) if d.name}
+        is_site = bool(fleets or policies or named or queues or fleet)
+        known = tuple(fleet) or None
         if fleets:
-            groups = None if any(d.model is None for d in fleets) else tuple(_groups(_specs(fleets)))
+            known = None if any(d.model is None for d in fleets) else tuple(_specs(fleets))
         priorities = frozenset((policy or Policy()).priorities) if is_site else None
+        valid = [d.model.value() for d in policies if isinstance(d.model, PolicyDocument)]
         if policies:
-            valid = [d.model.priorities for d in policies if isinstance(d.model, PolicyDocument)]
-            priorities = frozenset(valid[0]) if len(valid) == len(policies) else None
+            priorities = frozenset(valid[0].priorities) if len(valid) == len(policies) else None
+        tree = {DEFAULT_QUEUE: Queue(name=DEFAULT_QUEUE)} | {q.name: q for q in queues}
+        tree |= {name: d.model.value() if d.model else Queue(name=name) for name, d in named.items()}
         return cls(
-            groups=groups, queues=frozenset(names | {"default"}) if is_site else None, priorities=priorities
+            fleet=known,
+            queues=tree if is_site else None,
+            sound=all(d.model is not None for d in named.values()),
+            priorities=priorities,
+            bookings=frozenset({*bookings, *(str(d.name) for d in kinds.get("Booking", []))})
+            if is_site
+            else None,
+            keep_spares=(valid[0] if valid else policy or Policy()).spares == "fixed",
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Equal domains of one cluster, none of them busy: what a gang may spread over."""
-
-    cluster: str
-    system: str
-    domains: int
-    nodes: int
-    spares: int
-
-    @property
-    def usable(self) -> int:
-        """Nodes of an empty domain that normal placement may use."""
-        return self.nodes - self.spares
 
 
 def cross_check(documents: Sequence[Document], around: Surroundings) -> Iterator[Problem]:
@@ -73,27 +78,81 @@ def cross_check(documents: Sequence[Document], around: Surroundings) -> Iterator
     yield from _duplicates(documents)
     jobs = [d for d in documents if d.kind in JOB_KINDS]
     is_site = any(d.kind == "Fleet" for d in documents)
+    yield from _queues(documents, around)
+    for asker in (d for d in documents if d.kind in (*JOB_KINDS, "Booking")):
+        yield from _unknown(asker, "queue", "unknown queue", JOB.queue, around.queues)
+        yield from _unknown(asker, "priority", "unknown priority class", JOB.priority, around.priorities)
+        yield from _unknown(asker, "booking", "unknown booking", None, around.bookings)
+        if around.fleet is not None:
+            yield from misplaced(asker, around.fleet, keep_spares=around.keep_spares)
     for job in jobs:
-        yield from _unknown(job, "queue", "unknown queue", _JOB.queue, around.queues)
-        yield from _unknown(job, "priority", "unknown priority class", _JOB.priority, around.priorities)
         yield from _unservable(job, jobs, is_site=is_site)
-        if around.groups is not None:
-            yield from _misplaced(job, around.groups)
+        yield from _never_runs(job, around)
+    if around.fleet is not None:
+        for document in documents:
+            if document.kind == "Maintenance":
+                yield from _unmaintainable(document, around.fleet)
+
+
+def _queues(documents: Sequence[Document], around: Surroundings) -> Iterator[Problem]:
+    """What is wrong with the tree, at the queues' own documents; the gate tells the rest on a live site."""
+    written = {d.name: d for d in documents if d.kind == "Queue" and isinstance(d.model, QueueDocument)}
+    if not written or around.queues is None:
+        return
+    fleet = around.fleet if around.sound else None
+    for fault in tree_faults(around.queues, fleet or ()):
+        document = written.get(fault.queue)
+        if document is not None and (around.sound or fault.path == ("parent",)):
+            yield document.problem(fault.path, fault.message, fix=fault.fix)
+
+
+def _never_runs(document: Document, around: Surroundings) -> Iterator[Problem]:
+    """A job that its queue's limits keep waiting for ever."""
+    model = document.model
+    if not isinstance(model, JobDocument) or around.queues is None or not around.sound:
+        return
+    if model.queue not in around.queues:
+        return
+    job = model.work(document.raw.folder, document.source).job
+    reason = never_runs(job, around.queues, _costs(job, around.fleet or ()))
+    if reason is not None:
+        yield document.problem(("queue",), f"can never start: {reason}")
+
+
+def _costs(job: Job, fleet: Sequence[DomainSpec]) -> list[Cost]:
+    kinds = {(s.cluster, s.system, s.nodes, s.gpus_per_node, s.spares): s for s in fleet}
+    return [
+        Cost.of(job, offer, spec)
+        for offer in job.choices
+        for spec in kinds.values()
+        if (offer.system or job.system) in (None, spec.system) and job.cluster in (None, spec.cluster)
+    ]
+
+
+def _unmaintainable(document: Document, fleet: Sequence[DomainSpec]) -> Iterator[Problem]:
+    """A maintenance of nodes that don't exist."""
+    name = document.text("domain")
+    if name is None:
+        return
+    found = [spec for spec in fleet if name == spec.name or spec.name.endswith(f"/{name}")]
+    if not found:
+        yield document.problem(
+            ("domain",), "unknown NVLink domain", fix=nearest(name, (s.name for s in fleet))
+        )
+    elif len(found) > 1:
+        fix = f"say {' or '.join(spec.name for spec in found)}"
+        yield document.problem(("domain",), "several clusters have such a domain", fix=fix)
+    elif isinstance(document.model, MaintenanceDocument):
+        for i, node in enumerate(document.model.nodes or ()):
+            if node >= found[0].nodes:
+                fix = f"from 0 to {found[0].nodes - 1}"
+                yield document.problem(("nodes", i), f"{found[0].name} has no such node", fix=fix)
 
 
 def _specs(fleets: Iterable[Document]) -> Iterator[DomainSpec]:
     for document in fleets:
         assert isinstance(document.model, FleetDocument)
         yield from document.model.specs()
-
-
-def _groups(fleet: Iterable[DomainSpec]) -> Iterator[Group]:
-    counts: dict[tuple[str, str, int, int], int] = {}
-    for spec in fleet:
-        key = (spec.cluster, spec.system, spec.nodes, spec.spares)
-        counts[key] = counts.get(key, 0) + 1
-    for (cluster, system, nodes, spares), domains in counts.items():
-        yield Group(cluster=cluster, system=system, domains=domains, nodes=nodes, spares=spares)
 
 
 def _duplicates(documents: Sequence[Document]) -> Iterator[Problem]:
@@ -106,7 +165,7 @@ def _duplicates(documents: Sequence[Document]) -> Iterator[Problem]:
                     ("kind",), f"there is a {document.kind} already", fix=f"see {first.source}"
                 )
         elif document.name:
-            group = "Queue" if document.kind == "Queue" else "job"
+            group = "job" if document.kind in JOB_KINDS else document.kind
             first = seen.setdefault((group, document.name), document)
             if first is not document:
                 yield document.problem(("name",), f"the name is already used in {first.source}")
@@ -124,7 +183,7 @@ def _numbered_twice(jobs: Sequence[Document]) -> Iterator[Problem]:
 
 
 def _unknown(
-    job: Document, field: str, message: str, default: str, known: frozenset[str] | None
+    job: Document, field: str, message: str, default: str | None, known: Collection[str] | None
 ) -> Iterator[Problem]:
     """A name of nothing; said also of jobs that are not valid otherwise."""
     name = job.fields.get(field, default)
@@ -150,56 +209,3 @@ def _unservable(document: Document, jobs: Sequence[Document], *, is_site: bool) 
     elif isinstance(source.model, TrainingDocument) and source.model.model and not source.model.model.export:
         fix = f"write export: true in {source.source}"
         yield document.problem(("model",), f"{name!r} does not export its model", fix=fix)
-
-
-def _misplaced(job: Document, groups: Sequence[Group]) -> Iterator[Problem]:
-    system, cluster = _text(job, "system"), _text(job, "cluster")
-    systems, clusters = {g.system for g in groups}, {g.cluster for g in groups}
-    if cluster is not None and cluster not in clusters:
-        yield job.problem(("cluster",), "unknown cluster", fix=nearest(cluster, clusters))
-        cluster = None
-    if system is not None and system not in systems:
-        if system in {s.name for s in catalog.systems()}:
-            yield job.problem(("system",), "the fleet has none of this system", fix=nearest(system, systems))
-        system = None
-    allowed = [g for g in groups if system in (None, g.system) and cluster in (None, g.cluster)]
-    if not allowed:
-        there = ", ".join(sorted({g.system for g in groups if g.cluster == cluster}))
-        yield job.problem(
-            ("system",), f"the cluster {cluster!r} has none of this system", fix=f"it has {there}"
-        )
-    elif isinstance(job.model, JobDocument):
-        yield from _too_large(job, job.model, allowed)
-
-
-def _text(job: Document, field: str) -> str | None:
-    value = job.fields.get(field)
-    return value if isinstance(value, str) else None
-
-
-def _too_large(document: Document, model: JobDocument, allowed: Sequence[Group]) -> Iterator[Problem]:
-    shape = model.shape()
-    largest = max(allowed, key=lambda g: g.usable)
-    where = f"a domain of {largest.cluster} has {_nodes(largest.nodes)}"
-    where += f", {largest.spares} of them spare" if largest.spares else ""
-    if shape.nodes_per_segment > largest.usable:
-        field = "nodes_per_segment" if "nodes_per_segment" in model.model_fields_set else "nodes"
-        fix = f"at most {largest.usable} ({where})"
-        if field == "nodes":
-            fix += ", or segments x nodes_per_segment over several domains"
-        yield document.problem((field,), "too large for every NVLink domain", fix=fix)
-        return
-    most: Counter[str] = Counter()
-    for group in allowed:
-        per_domain = group.usable // shape.nodes_per_segment
-        most[f"{group.cluster}, {group.system}"] += group.domains * (
-            per_domain if shape.may_share_domain else min(per_domain, 1)
-        )
-    [(best, segments)] = most.most_common(1)
-    if shape.segments > segments:
-        message = f"more segments of {_nodes(shape.nodes_per_segment)} than any cluster can hold"
-        yield document.problem(("segments",), message, fix=f"at most {segments} ({best})")
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node" if count == 1 else f"{count} nodes"

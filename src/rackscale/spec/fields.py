@@ -61,6 +61,12 @@ def exclude(data: Mapping[str, object], name: str, others: Collection[str]) -> I
         yield Fault((name,), f"can't be given together with {' and '.join(beside)}")
 
 
+def mappings(value: object) -> list[dict[str, object]]:
+    """The entries of a list; what is no mapping counts as an empty one, since its type is reported elsewhere."""
+    items = value if isinstance(value, list) else []
+    return [item if isinstance(item, dict) else {} for item in items]
+
+
 LONGEST_S = 100 * 365.25 * 86_400
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
@@ -116,6 +122,8 @@ def _numbers(*, positive: bool = False) -> dict[str, Any]:
     return {"type": "number", "exclusiveMinimum" if positive else "minimum": 0, "maximum": LONGEST_S}
 
 
+DURATION_PATTERN, CLOCK_PATTERN = _DURATION.pattern, _CLOCK.pattern
+
 _DURATION_SCHEMA = {"type": "string", "pattern": _DURATION.pattern, "examples": ["30s", "10m", "1h30m", "2d"]}
 _CLOCK_SCHEMA = {"type": "string", "pattern": _CLOCK.pattern, "examples": ["09:00"]}
 _POSITIVE_SCHEMA = {"anyOf": [_numbers(positive=True), _DURATION_SCHEMA]}
@@ -169,6 +177,8 @@ System = Annotated[
 """A system of the catalog."""
 
 Text = Annotated[str, Field(min_length=1)]
+Few = Annotated[int, Field(ge=0, le=1_000_000)]
+"""None at all, or few enough for any site."""
 Usd = Annotated[float, Field(ge=0, le=1e6)]
 Rank = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

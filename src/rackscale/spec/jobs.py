@@ -6,28 +6,37 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from msgspec.structs import replace
+from pydantic import BeforeValidator, Field
 
 from rackscale.spec.fields import (
     ArrivalsSection,
-    Count,
     Fault,
     Interval,
     Name,
     Seconds,
     Span,
     Strict,
-    System,
     Text,
     Variables,
     exclude,
+    mappings,
     within,
 )
 from rackscale.spec.programs import JOB_PREFIX, Engine, TrainedModel, beside, serve_command
 from rackscale.spec.rehearsal import Duration, Work
-from rackscale.workload import Durability, Job, JobKind, Program, Shape
+from rackscale.spec.shapes import (
+    JOB,
+    MOST_SHAPES,
+    Asking,
+    ElasticSection,
+    ShapeSection,
+    Spares,
+    Worth,
+    shape_of,
+)
+from rackscale.workload import Durability, Job, JobKind, Offer, Program, Shape
 
-_JOB = Job(name="default", kind="batch", shape=Shape())
 _DURABILITY = Durability()
 
 
@@ -43,23 +52,27 @@ class Checkpoint(Strict):
     )
 
 
-class JobDocument(Strict):
+class JobDocument(Asking):
     """What all jobs have in common."""
 
     job_kind: ClassVar[JobKind]
 
-    name: Name
-    queue: Name = Field(default=_JOB.queue, description="Where it waits.")
-    priority: Name = Field(default=_JOB.priority, description="A priority class of the policy.")
-    system: System | None = Field(default=None, description="Only this system will do. Left out: any.")
-    cluster: Text | None = Field(default=None, description="Only this cluster will do. Left out: any.")
-    nodes: Count = Field(default=1, description="Nodes of the gang, in one NVLink domain.")
-    segments: Count = Field(default=1, description="Segments of the gang, instead of `nodes`.")
-    nodes_per_segment: Count = Field(
-        default=1, description="Nodes of each segment; a segment lies inside one NVLink domain."
+    user: Text | None = Field(default=None, description="Whose it is; limits per user count by it.")
+    spares: Spares = Field(
+        default=0, description="Nodes beside each segment that it holds idle, to replace its own dead ones."
     )
-    may_share_domain: bool = Field(
-        default=False, description="Whether several segments may lie in the same NVLink domain."
+    shapes: Annotated[list[ShapeSection], Field(min_length=1, max_length=MOST_SHAPES)] | None = Field(
+        default=None, description="Other shapes that would do, each with its throughput."
+    )
+    worth: Worth | None = Field(
+        default=None, description="What its work is worth. Left out: shapes are judged by cost alone."
+    )
+    cpu_only: bool = Field(
+        default=JOB.cpu_only,
+        description="Whether it needs no GPUs: it runs on nodes beside gangs that do, one such gang per node.",
+    )
+    booking: Name | None = Field(
+        default=None, description="It runs on the nodes of this booking only, while the booking lasts."
     )
     preemptible: bool = Field(
         default=True, description="Whether it may be asked to leave for a higher priority."
@@ -96,9 +109,9 @@ class JobDocument(Strict):
 
     @classmethod
     def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
-        yield from exclude(data, "nodes", ("segments", "nodes_per_segment", "may_share_domain"))
-        if "segments" in data and not data.keys() & {"nodes", "nodes_per_segment"}:
-            yield Fault(("nodes_per_segment",), "is required beside segments")
+        yield from super().conflicts(data)
+        for i, shape in enumerate(mappings(data.get("shapes"))):
+            yield from within("shapes", within(i, ShapeSection.conflicts(shape)))
         if not data.keys() & {"run", "model"}:
             for name in ("setup", "workdir", "envs", "ranks_per_node"):
                 if name in data:
@@ -111,6 +124,8 @@ class JobDocument(Strict):
             yield from within("arrivals", ArrivalsSection.conflicts(arrivals))
 
     def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        yield from self._shape_faults()
         if self.duration is not None:
             yield from within("duration", self.duration.faults())
         if self.arrivals is not None:
@@ -122,14 +137,32 @@ class JobDocument(Strict):
             self.arrivals is None or self.arrivals.value().single
         )
 
+    def _shape_faults(self) -> Iterator[Fault]:
+        seen = {Offer(shape=self.shape(), system=self.system): "the job's own shape"}
+        for i, section in enumerate(self.shapes or ()):
+            offer = section.value()
+            yield from within("near", self.near.shape_faults(offer.shape))
+            place = seen.setdefault(replace(offer, throughput=1.0), f"shapes[{i}]")
+            if place != f"shapes[{i}]":
+                yield Fault(("shapes", i), f"is the same as {place}")
+        if self.cpu_only and self.spares:
+            yield Fault(("spares",), "a job without GPUs holds no spares", "remove it")
+        if self.job_kind != "service" and self.near.apart is not None:
+            yield Fault(
+                ("near", "apart"), "only the replicas of a Service can be apart", "did you mean spread?"
+            )
+
     def shape(self) -> Shape:
-        if "nodes_per_segment" not in self.model_fields_set:
-            return Shape(nodes_per_segment=self.nodes)
-        return Shape(
-            segments=self.segments,
-            nodes_per_segment=self.nodes_per_segment,
-            may_share_domain=self.may_share_domain,
-        )
+        return shape_of(self, self.spares)
+
+    def offers(self) -> tuple[Offer, ...]:
+        """Other shapes that would do."""
+        return tuple(section.value() for section in self.shapes or ())
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it may change between its shapes while it runs."""
+        return False
 
     def command(self, _folder: Path) -> str | None:
         """The script of every rank; None where only a rehearsal runs the job."""
@@ -165,8 +198,15 @@ class JobDocument(Strict):
             queue=self.queue,
             priority=self.priority,
             preemptible=self.preemptible,
+            user=self.user or "",
             system=self.system,
             cluster=self.cluster,
+            offers=self.offers(),
+            elastic=self.is_elastic,
+            usd_per_hour=self.worth.usd_per_hour if self.worth else None,
+            nearness=self.near.value(),
+            cpu_only=self.cpu_only,
+            booking=self.booking,
             duration_s=expected.mean_s if expected else None,
             eviction_penalty_gpu_h=self.eviction_penalty_gpu_h,
             durability=self.durability(),
@@ -181,14 +221,41 @@ class JobDocument(Strict):
         )
 
 
+def _unless_false(value: object) -> object:
+    return None if value is False else value
+
+
 class _Saving(JobDocument):
     """What Training and Batch have in common."""
 
     count: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         default=None, description="So many equal jobs, named `name-0`, `name-1` ..."
     )
+    elastic: Annotated[ElasticSection | None, BeforeValidator(_unless_false)] = Field(
+        default=None,
+        description="Whether a running gang may shrink and grow between its shapes at checkpoints.",
+    )
     checkpoint: Checkpoint
     restart_time: Seconds
+
+    @classmethod
+    def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
+        yield from super().conflicts(data)
+        elastic = data.get("elastic")
+        if elastic is True and "shapes" not in data:
+            fix = "give shapes, or elastic: {min_segments: 1, max_segments: 2}"
+            yield Fault(("elastic",), "there is no other shape to change to", fix)
+        if isinstance(elastic, dict):
+            yield from within("elastic", ElasticSection.conflicts(elastic))
+            yield from exclude(data, "shapes", ("elastic",))
+
+    def offers(self) -> tuple[Offer, ...]:
+        ranged = self.elastic.offers(self.shape(), self.system) if self.elastic else ()
+        return ranged or super().offers()
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.elastic is not None
 
     def interval_s(self) -> float | None:
         """Time between checkpoints; None: never."""
@@ -206,6 +273,11 @@ class _Saving(JobDocument):
 
     def faults(self) -> Iterator[Fault]:
         yield from super().faults()
+        if self.elastic is not None:
+            yield from within("elastic", self.elastic.ranged_faults(self.shape()))
+            if self.interval_s() is None:
+                message = "a gang changes its shape at a checkpoint, and this one never writes any"
+                yield Fault(("elastic",), message, "give checkpoint: {interval: ...}")
         if self.interval_s() is not None and 0 < self.grace < self.checkpoint.time:
             yield Fault(
                 ("grace",) if "grace" in self.model_fields_set else ("checkpoint", "time"),

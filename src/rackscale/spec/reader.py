@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,23 @@ def read(paths: Iterable[Path | str]) -> tuple[list[RawDocument], list[Problem]]
         if text is not None:
             documents += _documents(file, text, problems)
     return documents, problems
+
+
+def parse(text: str, source: str) -> tuple[object, list[Problem]]:
+    """One YAML value that stands in no file, or what is wrong with it; problems call it `source`."""
+    try:
+        nodes = list(_compose(text))
+    except yaml.YAMLError as error:
+        return None, [replace(_syntax_problem(source, 0, text, error), line=0)]
+    if len(nodes) != 1:
+        return None, [
+            Problem(file=source, message="a value is missing" if not nodes else "must be one value")
+        ]
+    try:
+        raw = _Builder(file=source, offset=0).build(nodes[0], Path())
+    except _TooMuchError as error:
+        return None, [replace(error.problem, line=0)]
+    return raw.data, [replace(fault, line=0) for fault in raw.faults]
 
 
 def _files(paths: Iterable[Path | str], problems: list[Problem]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The documents that describe a site: Fleet, Queue, Policy."""
+"""The document Fleet: what there is to run on, what comes and goes, and what fails."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from rackscale.spec.fields import (
     Count,
     Fault,
     Name,
-    PositiveSeconds,
-    Rank,
-    Seconds,
     Span,
     Strict,
     System,
     Text,
     Usd,
+    mappings,
     within,
 )
 from rackscale.spec.rehearsal import Failures
-from rackscale.workload import Policy, Queue
+from rackscale.spec.times import Fixed
 
 LOCAL = "local"
 """The one system whose size is the user's to choose: its nodes are processes."""
@@ -33,10 +31,42 @@ LARGEST_FLEET = 50_000
 """NVLink domains: 3.6 million GPUs in UltraServers."""
 
 _FAILURES = Failures()
-_POLICY = Policy()
-_QUEUE = Queue(name="default")
 
 Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+_TIME = "A time of a rehearsal such as 10d, or a date with its zone on a live site."
+
+
+class Fabric(Strict):
+    """How many units of each level hang under one of the next: leaf switches, spines, buildings."""
+
+    domains_per_leaf: Count = Field(description="NVLink domains under one leaf switch.")
+    leaves_per_spine: Count | None = Field(
+        default=None, description="Leaf switches under one spine. Left out: all of the cluster."
+    )
+    spines_per_building: Count | None = Field(
+        default=None, description="Spines in one building. Left out: all of the cluster."
+    )
+
+    @classmethod
+    def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
+        if "spines_per_building" in data and "leaves_per_spine" not in data:
+            yield Fault(("leaves_per_spine",), "is required beside spines_per_building")
+
+    def units(self, index: int) -> dict[str, str]:
+        """Where the domain of this number hangs: its leaf, spine and building by name, as far as they are known."""
+        found = {}
+        for level, size in (
+            ("leaf", self.domains_per_leaf),
+            ("spine", self.leaves_per_spine),
+            ("building", self.spines_per_building),
+        ):
+            if size is None:
+                break
+            index //= size
+            found[level] = f"{level}-{index:03d}"
+        return found
 
 
 class Cluster(Strict):
@@ -52,6 +82,16 @@ class Cluster(Strict):
         default=0, description="Nodes of each domain kept free to replace failed ones under running gangs."
     )
     usd_per_gpu_hour: Usd | None = Field(default=None, description="What a GPU-hour costs, US dollars.")
+    fabric: Fabric | None = Field(
+        default=None, description="The levels above the domain. Left out: all domains are equally close."
+    )
+    ready: Fixed | None = Field(
+        default=None,
+        description=f"When it is delivered; it is expected until then. Left out: it is there. {_TIME}",
+    )
+    expires: Fixed | None = Field(
+        default=None, description=f"When the capacity goes back. Left out: it stays. {_TIME}"
+    )
     nodes: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         default=None, description="Nodes per domain; only for the system `local`."
     )
@@ -64,12 +104,21 @@ class Cluster(Strict):
         for name in ("nodes", "gpus_per_node"):
             if name in data and data.get("system", LOCAL) != LOCAL:
                 yield Fault((name,), f"only the system {LOCAL!r} has a size of your choice", "remove it")
+        fabric = data.get("fabric")
+        if isinstance(fabric, dict):
+            yield from within("fabric", Fabric.conflicts(fabric))
 
     def faults(self) -> Iterator[Fault]:
         nodes, _ = self._size()
         if self.spares_per_domain >= nodes:
             fix = f"at most {nodes - 1}" if nodes > 1 else "remove it"
             yield Fault(("spares_per_domain",), "must leave a node of each domain to use", fix)
+        if self.ready and self.expires:
+            if self.ready.basis != self.expires.basis:
+                fix = "both as dates, or both as times of a rehearsal"
+                yield Fault(("expires",), "must be stated like ready", fix)
+            elif self.expires.s <= self.ready.s:
+                yield Fault(("expires",), "must be after ready")
 
     def _size(self) -> tuple[int, int]:
         """Nodes per domain, and GPUs per node."""
@@ -86,8 +135,10 @@ class Cluster(Strict):
                 gpus_per_node=gpus_per_node,
                 cluster=self.name,
                 region=self.region,
+                **(self.fabric.units(index) if self.fabric else {}),
                 spares=self.spares_per_domain,
                 usd_per_gpu_hour=self.usd_per_gpu_hour,
+                expires_s=self.expires.s if self.expires else None,
             )
 
 
@@ -100,6 +151,12 @@ class FailuresSection(Strict):
     )
     domain_share: Rate = Field(
         default=_FAILURES.domain_share, description="Share of failures that take a whole NVLink domain."
+    )
+    lemon_share: Rate = Field(
+        default=_FAILURES.lemon_share, description="Share of nodes that fail more often than others."
+    )
+    lemon_factor: Annotated[float, Field(ge=1, le=10_000)] = Field(
+        default=_FAILURES.lemon_factor, description="How many times as often those nodes fail."
     )
     node_repair: Span | None = Field(
         default=None, description="Repair of a node. Left out: median 2h, p90 4h."
@@ -123,6 +180,8 @@ class FailuresSection(Strict):
             per_gpu_hour=self.per_gpu_hour,
             range_per_gpu_hour=(self.range[0], self.range[1]),
             domain_share=self.domain_share,
+            lemon_share=self.lemon_share,
+            lemon_factor=self.lemon_factor,
             node_repair=self.node_repair.value() if self.node_repair else _FAILURES.node_repair,
             domain_repair=self.domain_repair.value() if self.domain_repair else _FAILURES.domain_repair,
             provenance=self.provenance,
@@ -142,7 +201,7 @@ class FleetDocument(Strict):
 
     @classmethod
     def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
-        for i, cluster in enumerate(_mappings(data.get("clusters"))):
+        for i, cluster in enumerate(mappings(data.get("clusters"))):
             yield from within("clusters", within(i, Cluster.conflicts(cluster)))
 
     def faults(self) -> Iterator[Fault]:
@@ -159,61 +218,3 @@ class FleetDocument(Strict):
 
     def specs(self) -> tuple[DomainSpec, ...]:
         return tuple(spec for cluster in self.clusters for spec in cluster.specs())
-
-
-class QueueDocument(Strict):
-    """Where jobs wait. The queue `default` always exists."""
-
-    kind: Literal["Queue"]
-    name: Name
-    rank: Rank = Field(
-        default=_QUEUE.rank, description="Within a priority class, queues of lower rank go first."
-    )
-    max_evictions_per_day: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
-        default=None, description="Gangs of this queue that may be preempted in one day. Left out: no limit."
-    )
-
-    def value(self) -> Queue:
-        return Queue(name=self.name, rank=self.rank, max_evictions_per_day=self.max_evictions_per_day)
-
-
-class PolicyDocument(Strict):
-    """How one job is weighed against another. The defaults are assumed."""
-
-    kind: Literal["Policy"]
-    name: Name = "policy"
-    priorities: Annotated[dict[Name, Rank], Field(min_length=1, max_length=1000)] = Field(
-        default=_POLICY.priorities,
-        description="Priority classes, higher first. Replaces the classes production, high, normal and low.",
-    )
-    preemption: bool = Field(default=_POLICY.preemption, description="Whether gangs may be preempted at all.")
-    min_runtime: Seconds = Field(
-        default=_POLICY.min_runtime_s, description="A gang is not preempted before it has run this long."
-    )
-    max_evictions_per_day: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        default=_POLICY.max_evictions_per_day, description="Preemptions that one gang may suffer in one day."
-    )
-    preemption_retry: PositiveSeconds = Field(
-        default=_POLICY.preemption_retry_s,
-        description="Time between attempts to clear room for gangs that still wait.",
-    )
-    candidate_domains: Count = Field(
-        default=_POLICY.candidate_domains,
-        description="Domains examined for victims, those with the fewest nodes to clear first.",
-    )
-
-    def value(self) -> Policy:
-        return Policy(
-            priorities=dict(self.priorities),
-            preemption=self.preemption,
-            min_runtime_s=self.min_runtime,
-            max_evictions_per_day=self.max_evictions_per_day,
-            preemption_retry_s=self.preemption_retry,
-            candidate_domains=self.candidate_domains,
-        )
-
-
-def _mappings(value: object) -> list[dict[str, object]]:
-    """The entries of a list; what is no mapping counts as an empty one, since its type is reported elsewhere."""
-    items = value if isinstance(value, list) else []
-    return [item if isinstance(item, dict) else {} for item in items]

@@ -12,22 +12,27 @@ from pydantic_core import ErrorDetails
 
 from rackscale.spec.fields import VARIABLE_RULE, Fault, Strict
 from rackscale.spec.jobs import BatchDocument, JobDocument, ServiceDocument, TrainingDocument
+from rackscale.spec.policy import PolicyDocument
 from rackscale.spec.problems import NO_VALUE, Path, Problem, dotted, nearest, shown
+from rackscale.spec.queues import QueueDocument
 from rackscale.spec.reader import RawDocument
-from rackscale.spec.site import FleetDocument, PolicyDocument, QueueDocument
+from rackscale.spec.site import FleetDocument
+from rackscale.spec.windows import BookingDocument, MaintenanceDocument
 from rackscale.workload import NAME_RULE
 
 KINDS: dict[str, type[Strict]] = {
     "Fleet": FleetDocument,
     "Queue": QueueDocument,
     "Policy": PolicyDocument,
+    "Booking": BookingDocument,
+    "Maintenance": MaintenanceDocument,
     "Training": TrainingDocument,
     "Batch": BatchDocument,
     "Service": ServiceDocument,
 }
 """Every kind of document by the word that documents use."""
 
-_OWN_ERRORS = ("duration", "clock", "positive", "unknown_name")
+_OWN_ERRORS = ("duration", "clock", "positive", "unknown_name", "when", "choice", "amount")
 JOB_KINDS = tuple(kind for kind, model in KINDS.items() if issubclass(model, JobDocument))
 
 _SECRET = (("envs",), ("setup",), ("run",))
@@ -77,6 +82,15 @@ class Document:
     def name(self) -> str | None:
         name = self.fields.get("name")
         return name if isinstance(name, str) else None
+
+    def text(self, field: str) -> str | None:
+        """The field's value if it is text."""
+        value = self.fields.get(field)
+        return value if isinstance(value, str) else None
+
+    def value_at(self, path: Path) -> object:
+        """What is written at a field."""
+        return _value_at(self.fields, path)
 
     @property
     def source(self) -> str:

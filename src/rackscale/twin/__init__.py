@@ -7,8 +7,9 @@ TwinExecutor               the executor itself, for a Controller of one's own
 
 from __future__ import annotations
 
+from rackscale.capacity.waits import SIZE_CLASSES
 from rackscale.twin.executor import TwinExecutor
 from rackscale.twin.rehearsal import Progress, Rehearsal, Total, play, rehearse
-from rackscale.twin.tally import SIZE_CLASSES, Wait
+from rackscale.twin.tally import Wait
 
 __all__ = ["SIZE_CLASSES", "Progress", "Rehearsal", "Total", "TwinExecutor", "Wait", "play", "rehearse"]

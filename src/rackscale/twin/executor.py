@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop
 from math import inf
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rackscale.events import (
     Cancelled,
     Checkpointed,
     Delivered,
+    Extended,
     GangEnded,
     GangRunning,
     Input,
+    Move,
     NodeFailed,
     NodeRepaired,
     Plan,
@@ -32,7 +34,6 @@ from rackscale.events import (
     Ticked,
 )
 from rackscale.fleet.gangs import Status
-from rackscale.fleet.occupancy import mask_of
 from rackscale.fleet.state import FleetState
 from rackscale.spec import Failures, Submission
 from rackscale.twin.agenda import Agenda
@@ -40,10 +41,10 @@ from rackscale.twin.hardware import Hardware
 from rackscale.twin.runs import Run
 from rackscale.workload import Job
 
-QUIET = (Checkpointed, GangRunning)
+QUIET = frozenset({Checkpointed, GangRunning})
 """Events after which no decision is due: any number of them may share a cycle with the next that asks for one."""
 BATCH = 1024
-"""Quiet events handed over at once, at most."""
+"""Events handed over at once, but for those of the same time as the last of them."""
 
 
 class TwinExecutor:
@@ -72,8 +73,14 @@ class TwinExecutor:
         self._hardware = Hardware(self._agenda, failures, seed)
         self._runs: dict[str, Run] = {}
         """Gang -> its run; gangs that have ended for good are gone."""
-        self._on: dict[str, dict[str, int]] = {}
-        """Domain -> gang -> mask of the nodes it holds."""
+        self._on: dict[str, dict[str, None]] = {}
+        """Domain -> gangs that hold nodes of it."""
+        self._react: dict[type, Callable[[Any], object]] = {
+            GangEnded: self._ended, Submitted: self._submitted, NodeFailed: self._node_failed,
+            Cancelled: self._cancelled, NodeRepaired: self._hardware.repaired,
+            Delivered: self._hardware.delivered, Extended: self._hardware.extended,
+        }  # fmt: skip
+        """What events do to the world before anything is decided about them."""
         _Arrivals(self._agenda, inputs, lambda event: event, rank=2)
         _Arrivals(self._agenda, submissions, self._submit, rank=1)
 
@@ -94,31 +101,32 @@ class TwinExecutor:
             run.resume(gang, self.now_s)
             self._place(run)
 
-    def poll(self, deadline_s: float | None) -> Sequence[Input]:
-        """The next event that asks for a decision, all that happen at its time, and the quiet ones before it."""
-        heap = self._agenda.heap
+    def poll(self, deadline_s: float | None, quiet_until_s: float | None = None) -> Sequence[Input]:
+        """The next event that asks for a decision, all that happen at its time, and those before it.
+
+        Events before `quiet_until_s` don't end the wait: what they ask for is decided then.
+        """
+        heap, react = self._agenda.heap, self._react
         last_s = inf if deadline_s is None else deadline_s
+        quiet_s = -inf if quiet_until_s is None else quiet_until_s
         events: list[Input] = []
-        room, loud = self._batch, False
-        # What happens at one time is never torn apart where it asks for a decision.
-        while heap and heap[0][0] <= last_s and (room > 0 or heap[0][0] == last_s):
+        full = False
+        # What happens at one time is never torn apart.
+        while heap and heap[0][0] <= last_s:
             at_s, ticket, happening = heappop(heap)
             event = happening.happen(at_s, ticket)
             if event is None:
                 continue
             events.append(event)
-            if isinstance(event, QUIET):
-                room -= 1
-            else:
-                loud, last_s = True, at_s
-                self._notice(event)
-        if (
-            deadline_s is not None
-            and not loud
-            and room > 0
-            and not (events and events[-1].at_s == deadline_s)
-        ):
-            events.append(Ticked(at_s=deadline_s))
+            kind = type(event)
+            if kind not in QUIET:
+                last_s = min(last_s, max(at_s, quiet_s))
+                if kind in react:
+                    react[kind](event)
+            if len(events) >= self._batch and not full:
+                last_s, full = at_s, True
+        if last_s < inf and not full and not (events and events[-1].at_s == last_s):
+            events.append(Ticked(at_s=last_s))
         if events:
             self.now_s = max(self.now_s, events[-1].at_s)
         self.done = not events
@@ -132,9 +140,9 @@ class TwinExecutor:
                     run = self._runs[action.gang]
                     if action.attempt > run.attempt:
                         self._leave_nodes(run)
-                        run.start(at_s, action.attempt, action.binding)
+                        run.start(at_s, action.attempt, action.binding, action.choice)
                         self._place(run)
-                case Preempt() | Stop():
+                case Preempt() | Move() | Stop():
                     run = self._runs[action.gang]
                     if run.status is not Status.LEAVING and run.attempt == action.attempt:
                         run.leave(at_s, action.grace_s)
@@ -155,45 +163,42 @@ class TwinExecutor:
         self._admit(submission.job, submission.duration_s)
         return Submitted(at_s=submission.at_s, job=submission.job)
 
-    def _notice(self, event: Input) -> None:
-        """What an event does to the world before anything is decided about it."""
-        match event:
-            case GangEnded():
-                self._ended(self._runs[event.gang], event)
-            case Submitted():
-                self._admit(event.job, event.job.duration_s)
-            case NodeFailed():
-                mask = -1 if event.nodes is None else mask_of(event.nodes)
-                for gang, held in self._on.get(event.domain, {}).items():
-                    if held & mask:
-                        self._runs[gang].lose_node(event.at_s)
-            case NodeRepaired():
-                self._hardware.repaired(event.domain, event.nodes)
-            case Delivered():
-                self._hardware.deliver(event.at_s, event.domains)
-            case Cancelled():
-                self._cancel(event.job)
+    def _submitted(self, event: Submitted) -> None:
+        """A job that the twin does not know takes as long as its owner expects."""
+        if event.job.name not in self._runs:
+            self._admit(event.job, event.job.duration_s)
 
-    def _ended(self, run: Run, event: GangEnded) -> None:
+    def _ended(self, event: GangEnded) -> None:
+        run = self._runs[event.gang]
         self._leave_nodes(run)
         if run.cancelled or event.outcome == "finished":
             del self._runs[run.gang]
 
-    def _cancel(self, job: str) -> None:
-        self._drop(job)
+    def _node_failed(self, event: NodeFailed) -> None:
+        """Gangs that work on the nodes break; what lies there as a gang's own spare does not matter to it."""
+        nodes = None if event.nodes is None else set(event.nodes)
+        for gang in tuple(self._on.get(event.domain, ())):
+            run = self._runs[gang]
+            if nodes is None or any(
+                segment.domain == event.domain and not nodes.isdisjoint(segment.nodes)
+                for segment in run.binding
+            ):
+                run.lose_node(event.at_s)
+
+    def _cancelled(self, event: Cancelled) -> None:
+        self._drop(event.job)
         for run in self._runs.values():
-            run.cancelled |= run.job == job
+            run.cancelled |= run.job.name == event.job
 
     def _admit(self, job: Job, true_s: float | None) -> None:
         for gang in job.gangs():
             if gang not in self._runs:
-                self._runs[gang] = Run(
-                    self._agenda, gang=gang, job=job.name, durability=job.durability, true_s=true_s
-                )
+                self._runs[gang] = Run(self._agenda, gang=gang, job=job, true_s=true_s)
 
     def _drop(self, job: str) -> None:
         """Forget the gangs of a job that wait: they will not start again."""
-        for name in [n for n, run in self._runs.items() if run.job == job and run.status is Status.WAITING]:
+        waiting = [n for n, run in self._runs.items() if run.job.name == job and run.status is Status.WAITING]
+        for name in waiting:
             del self._runs[name]
 
     def _place(self, run: Run) -> None:
@@ -201,7 +206,7 @@ class TwinExecutor:
             on = self._on.get(segment.domain)
             if on is None:
                 on = self._on[segment.domain] = {}
-            on[run.gang] = on.get(run.gang, 0) | mask_of(segment.nodes)
+            on[run.gang] = None
 
     def _leave_nodes(self, run: Run) -> None:
         for segment in run.binding:

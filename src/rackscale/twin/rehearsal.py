@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 
 from msgspec import Struct
 
 from rackscale.capacity.ledger import STATES, US_PER_H, Ledger, Row
+from rackscale.capacity.quality import Meter, Quality
 from rackscale.control import Controller, Decide, Log
 from rackscale.events import Configured, Delivered, Event, Input
 from rackscale.fleet.gangs import Status
@@ -24,6 +27,8 @@ SAMPLES = 120
 """Points of the occupancy curve."""
 REPORT_EVERY_S = 0.2
 """Wall-clock seconds between calls of `progress`."""
+THRESHOLDS = (100_000, 50, 100)
+"""Of the collector of cyclic garbage while a rehearsal runs."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -71,6 +76,7 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
     occupancy: tuple[float, ...]
     """Share of the delivered GPUs that gangs held, at equal distances from the start."""
     totals: tuple[Total, ...]
+    quality: Quality
     ledger: tuple[Row, ...]
     events: dict[str, int]
     """Events by type."""
@@ -130,18 +136,31 @@ def play(
     start_s = twin.now_s
     ledger = Ledger(by_job=by_job)
     ledger.adopt(state, start_s)
-    tally = Tally(ledger, start_s=start_s, until_s=until_s, samples=SAMPLES)
+    meter = Meter(ledger, start_s=start_s)
+    tally = Tally(meter, start_s=start_s, until_s=until_s, samples=SAMPLES)
     controller = Controller(state, twin, log=log, listeners=(tally, *listeners), decide=decide)
-    while twin.now_s < until_s and not twin.done:
-        controller.step(until_s)
-        if progress is not None and time.perf_counter() - reported_s > REPORT_EVERY_S:
-            reported_s = time.perf_counter()
-            progress(_progress(state, twin, tally, until_s))
+    with _few_collections():
+        while twin.now_s < until_s and not twin.done:
+            controller.step(until_s)
+            if progress is not None and time.perf_counter() - reported_s > REPORT_EVERY_S:
+                reported_s = time.perf_counter()
+                progress(_progress(state, twin, tally, until_s))
     tally.sample(until_s)
     if progress is not None:
         progress(_progress(state, twin, tally, until_s))
     wall_s = time.perf_counter() - started_s
-    return _rehearsal(state, ledger, tally, seed=seed, start_s=start_s, until_s=until_s, wall_s=wall_s)
+    return _rehearsal(state, ledger, tally, meter, seed=seed, start_s=start_s, until_s=until_s, wall_s=wall_s)
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Look for cyclic garbage seldom: the loop makes next to none, and each look goes over all that is alive."""
+    before = gc.get_threshold()
+    gc.set_threshold(*THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _progress(state: FleetState, twin: TwinExecutor, tally: Tally, until_s: float) -> Progress:
@@ -152,7 +171,8 @@ def _progress(state: FleetState, twin: TwinExecutor, tally: Tally, until_s: floa
 
 
 def _rehearsal(
-    state: FleetState, ledger: Ledger, tally: Tally, *, seed: int, start_s: float, until_s: float, wall_s: float
+    state: FleetState, ledger: Ledger, tally: Tally, meter: Meter, *, seed: int, start_s: float, until_s: float,
+    wall_s: float,
 ) -> Rehearsal:  # fmt: skip
     rows = ledger.rows(until_s)
     waiting = sum(gang.status is Status.WAITING for gang in state.gangs.values())
@@ -176,6 +196,7 @@ def _rehearsal(
         restarts=dict(tally.restarts),
         occupancy=tuple(tally.occupancy),
         totals=_totals(rows, ledger.delivered_gpu_us()),
+        quality=meter.answer(until_s),
         ledger=rows,
         events=events,
         wall_s=wall_s,

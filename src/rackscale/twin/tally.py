@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
-from math import ceil
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
 from rackscale import events as ev
-from rackscale.capacity.ledger import Ledger
+from rackscale.capacity.quality import Meter
+from rackscale.capacity.waits import SIZE_CLASSES, quantile, size_class
 
-SIZES = (1, 4, 16, 64, 256)
-"""Upper ends of the size classes but the last, nodes of a gang."""
-SIZE_CLASSES = ("1 node", "2-4 nodes", "5-16 nodes", "17-64 nodes", "65-256 nodes", "over 256 nodes")
 COUNTED = ("submitted", "started", "finished", "cancelled", "refused")
 """What is counted of jobs."""
 
@@ -47,9 +43,9 @@ class Arrival(NamedTuple):
 
 
 class Tally:
-    """A listener that counts. The ledger hears every event after the tally."""
+    """A listener that counts. The meter, and with it the ledger, hears every event after the tally."""
 
-    def __init__(self, ledger: Ledger, *, start_s: float, until_s: float, samples: int) -> None:
+    def __init__(self, meter: Meter, *, start_s: float, until_s: float, samples: int) -> None:
         self.jobs: Counter[str] = Counter()
         """By `COUNTED`."""
         self.failures: Counter[str] = Counter()
@@ -64,7 +60,7 @@ class Tally:
         self.sample_every_s = (until_s - start_s) / samples
         self.counts: dict[type, int] = {}
         """Events by type."""
-        self._ledger = ledger
+        self._meter = meter
         self._next_s = start_s + self.sample_every_s
         self._arrivals: dict[str, Arrival] = {}
         self._services: set[str] = set()
@@ -83,12 +79,13 @@ class Tally:
         look = self._look.get(kind)
         if look is not None:
             look(event)
-        self._ledger(event)
+        self._meter(event)
 
     def sample(self, now_s: float) -> None:
         """Record the occupancy up to now."""
-        gpus = self._ledger.delivered_gpus()
-        share = self._ledger.held_gpus() / gpus if gpus else 0.0
+        ledger = self._meter.ledger
+        gpus = ledger.delivered_gpus()
+        share = ledger.held_gpus() / gpus if gpus else 0.0
         while self._next_s <= now_s:
             self.occupancy.append(share)
             self._next_s += self.sample_every_s
@@ -113,7 +110,7 @@ class Tally:
     def _submitted(self, event: ev.Submitted) -> None:
         job = event.job
         self.jobs["submitted"] += 1
-        arrival = Arrival(event.at_s, job.name, job.priority, bisect_left(SIZES, job.shape.nodes))
+        arrival = Arrival(event.at_s, job.name, job.priority, size_class(job.shape.nodes))
         if job.kind == "service":
             self._services.add(job.name)
         for gang in job.gangs():
@@ -165,8 +162,3 @@ class Tally:
         if waits is None:
             waits = self._waits[key] = array("d")
         waits.append(now_s - arrival.at_s)
-
-
-def quantile(ordered: list[float], share: float) -> float | None:
-    """The value at or below which this share of the ordered values lies (nearest rank), or None."""
-    return ordered[max(0, ceil(share * len(ordered)) - 1)] if ordered else None

@@ -1,0 +1,99 @@
+"""What the calendar says is due: maintenance, capacity that goes back, lemons, bookings."""
+
+from __future__ import annotations
+
+from math import inf
+
+from rackscale.events import Action, Close, Free, Hold, Open, Reason
+from rackscale.fleet.health import EXPIRED, LEMON
+from rackscale.fleet.occupancy import members
+from rackscale.fleet.queues import Charge
+from rackscale.fleet.state import FleetState
+from rackscale.scheduler.clear import evict
+from rackscale.scheduler.cycle import Cycle
+from rackscale.scheduler.fit import bind, place
+from rackscale.scheduler.preempt import Clearer
+from rackscale.scheduler.price import Taker
+from rackscale.scheduler.victims import Ask
+from rackscale.workload import Booking, Job, Offer
+
+
+def overdue(state: FleetState, now_s: float) -> list[Action]:
+    """Nodes that go out of use or come back now, and bookings that are over. Nothing else is decided beside them."""
+    calendar, health = state.machines.calendar, state.machines.health
+    found: list[Action] = []
+    for d, node in health.suspects:
+        reason = Reason(code=LEMON, domain=state.domains[d].name, node=node)
+        found.append(Close(domain=state.domains[d].name, nodes=(node,), reason=reason))
+    for window in calendar.coming:
+        if window.start_s > now_s:
+            break
+        nodes = None if window.mask == health.full[window.d] else tuple(members(window.mask))
+        code = window.code
+        reason = Reason(code=code, window=None if code == EXPIRED else window.name)
+        found.append(Close(domain=state.domains[window.d].name, nodes=nodes, reason=reason))
+    for (name, d), window in calendar.open.items():
+        if window.end_s <= now_s:
+            nodes = None if window.mask == health.full[d] else tuple(members(window.mask))
+            found.append(
+                Open(
+                    domain=state.domains[d].name, nodes=nodes, reason=Reason(code="maintenance", window=name)
+                )
+            )
+    found += [
+        Free(booking=name, reason=Reason(code="booking-over", window=name))
+        for name, booking in calendar.bookings.items()
+        if booking.end_s <= now_s
+    ]
+    return found
+
+
+def begin_bookings(cycle: Cycle) -> None:
+    """Hold nodes for bookings whose time has come, clearing them where need be."""
+    state = cycle.state
+    calendar = state.machines.calendar
+    for booking in calendar.bookings.values():
+        if booking.start_s > cycle.now_s or booking.name in calendar.holding:
+            continue
+        offer = Offer(shape=booking.shape, system=booking.system)
+        wants = Job(
+            name=booking.name, kind="batch", shape=booking.shape, system=booking.system, cluster=booking.cluster,
+            nearness=booking.nearness,
+        )  # fmt: skip
+        avoid = calendar.shut(
+            booking.end_s, booking.end_s, booking.shape.nodes_held_per_segment, state.occupancy
+        )
+        reason = Reason(code="booked", window=booking.name)
+        found = place(state, offer, wants, avoid=avoid)
+        if found is not None:
+            binding = bind(state, found, booking.shape)
+            cycle.promises.keep(f"@{booking.name}")
+            cycle.keep(binding)
+            cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
+        elif cycle.due and state.policy.preemption:
+            _clear(cycle, booking, wants, offer, reason)
+
+
+def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Reason) -> None:
+    state = cycle.state
+    priority = state.policy.priorities.get(booking.priority, 0)
+    clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
+    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, Charge())))
+    if clearing is not None:
+        cycle.promises.keep(f"@{booking.name}")
+        cycle.keep(clearing.binding)
+        cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
+        evict(cycle, clearing, f"@{booking.name}", priority)
+
+
+def next_s(state: FleetState, now_s: float) -> float:
+    """When the calendar asks for a decision next; infinite: never."""
+    calendar = state.machines.calendar
+    times = [tell_s for tell_s, _ in state.evacuating.values()]
+    if calendar.coming:
+        times.append(calendar.coming[0].start_s)
+    times += [window.end_s for window in calendar.open.values()]
+    for booking in calendar.bookings.values():
+        times.append(booking.end_s if booking.name in calendar.holding else booking.start_s)
+        times.append(booking.end_s)
+    return min((at_s for at_s in times if at_s > now_s), default=inf)

@@ -1,0 +1,118 @@
+"""Clear domains for gangs that still wait: the cheapest victims, in the order of those who wait."""
+
+from __future__ import annotations
+
+from math import inf
+
+from rackscale.events import Reason
+from rackscale.fleet.gangs import Gang
+from rackscale.scheduler.choices import ranked
+from rackscale.scheduler.cycle import Blocked, Cycle
+from rackscale.scheduler.order import Key
+from rackscale.scheduler.place import least_charge, refused, siblings
+from rackscale.scheduler.preempt import Clearer
+from rackscale.scheduler.price import Taker
+from rackscale.scheduler.victims import Ask, Clearing
+
+SEARCHES = 64
+"""Searches for victims in one decision, at most; those who are not reached have their turn at the next retry."""
+
+
+def clear_room(cycle: Cycle) -> None:
+    """Clear domains for blocked gangs: new ones at once, all of them when it is due."""
+    state = cycle.state
+    if not state.policy.preemption:
+        return
+    hopeless: set[tuple[object, ...]] = set()
+    left = SEARCHES
+    for blocked in cycle.blocked:
+        cls = blocked.cls
+        about = (cls.fit[:-2], cls.priority, cls.queue)
+        if about in hopeless or not could_take(cycle, blocked):
+            continue
+        for at in range(blocked.at, len(cls.entries)):
+            gang = state.gangs[cls.entries[at][2]]
+            if not (cycle.due or gang.name in state.fresh):
+                break
+            left -= 1
+            if not _clear_for(cycle, cycle.order.of_entry(cls, at), blocked, gang):
+                hopeless.add(about)
+                break
+        if left <= 0:
+            return
+
+
+def could_take(cycle: Cycle, blocked: Blocked) -> bool:
+    """Whether there is anybody at all to evict for gangs of this class."""
+    state = cycle.state
+    if blocked.cls.job.cpu_only or blocked.cls.job.booking is not None:
+        return False
+    if state.tenants.any_below(blocked.cls.priority):
+        return True
+    tree = state.tree
+    return (
+        tree.guaranteed
+        and state.policy.reclaim
+        and any(n.spec.guaranteed for n in tree.node(blocked.cls.queue).path)
+    )
+
+
+def clearing_for(
+    cycle: Cycle, clearer: Clearer, key: Key, blocked: Blocked, gang: Gang
+) -> tuple[Clearing, int] | None:
+    """The best clearing for the gang and the choice that it is for, over the job's choices by value."""
+    state = cycle.state
+    job, calendar = state.jobs[gang.job], state.machines.calendar
+    for choice in ranked(state.topology, state.policy, job):
+        offer = job.choices[choice]
+        charge = least_charge(cycle, job, choice)
+        if refused(cycle, gang, job, charge) is not None:
+            continue
+        closed = 0
+        if calendar.coming or state.reserved:
+            stays_s = job.durability.restart_s + blocked.cls.lasts_s / offer.throughput
+            until_s = cycle.now_s + stays_s
+            assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
+            closed = calendar.shut(until_s, assumed_s, 1 << 30, state.occupancy)
+            closed |= cycle.promises.closed(key, until_s, 1 << 30)
+        if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
+            closed |= siblings(cycle, job)
+        found = clearer.clear(Ask(job, offer, Taker(gang.priority, gang.queue, charge), closed))
+        if found is not None:
+            return found, choice
+    return None
+
+
+def _clear_for(cycle: Cycle, key: Key, blocked: Blocked, gang: Gang) -> bool:
+    state = cycle.state
+    clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
+    answer = clearing_for(cycle, clearer, key, blocked, gang)
+    if answer is None:
+        return False
+    found, choice = answer
+    job = state.jobs[gang.job]
+    charge = state.machines.charge(found.binding)
+    if refused(cycle, gang, job, charge) is not None:
+        return False
+    cycle.give(gang, charge)
+    if not any(mask & state.occupancy.held[d] for d, mask in state.machines.masks(found.binding)):
+        cycle.start(gang, found.binding, Reason(code="fits"), choice)
+        return True
+    cycle.claim(gang, found.binding, Reason(code="cleared-domain", domain=found.binding[0].domain), choice)
+    evict(cycle, found, gang.name, gang.priority)
+    return True
+
+
+def evict(cycle: Cycle, found: Clearing, for_gang: str, priority: int) -> None:
+    """Send the victims of a clearing away, or let them go on smaller."""
+    state = cycle.state
+    for name in found.victims:
+        victim = state.gangs[name]
+        shrunk = found.shrunk.get(name)
+        if shrunk is not None:
+            cycle.move(victim, shrunk.binding, Reason(code="shrunk-for", for_gang=for_gang), shrunk.choice)
+        else:
+            code = "preempted-for" if victim.priority < priority else "reclaimed-for"
+            cycle.send_away(victim, code, for_gang)
+            cycle.take(victim)
+        cycle.evicted[victim.queue] += 1

@@ -1,0 +1,124 @@
+"""The working memory of one decision, shared by its steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from rackscale.events import Action, Binding, Claim, Move, Preempt, Reason, Start
+from rackscale.fleet.gangs import Gang, WaitClass
+from rackscale.fleet.queues import Charge
+from rackscale.fleet.state import FleetState
+from rackscale.scheduler.order import Key, Order
+from rackscale.scheduler.price import cost
+from rackscale.scheduler.promises import Promises
+
+
+class Blocked(NamedTuple):
+    """A gang that has to wait, with those behind it in its class."""
+
+    key: Key
+    cls: WaitClass
+    at: int
+
+
+class Cycle:
+    """What was decided so far. Holds and claims are in the occupancies' what-if, charges in the queues' trial."""
+
+    def __init__(self, state: FleetState, now_s: float, *, due: bool) -> None:
+        self.state, self.now_s = state, now_s
+        self.due = due
+        """Whether all that wait may have domains cleared and reserved for them, not only new gangs."""
+        self.actions: list[Action] = []
+        self.order = Order(state, now_s)
+        self.promises = Promises(state, self.order, now_s)
+        self.touched: set[int] = set()
+        """Domains whose nodes were given away in this decision."""
+        self.leaving: set[str] = set()
+        """Gangs told to leave in this cycle."""
+        self.evicted: Counter[str] = Counter()
+        """Gangs preempted in this cycle, by queue."""
+        self.blocked: list[Blocked] = []
+        """Gangs for which there is no room, best first."""
+        self.retry = False
+        """Whether this plan itself frees nodes (a claim broke, a segment moved): decide again at once."""
+        self.claimed: set[str] = set()
+        """Waiting gangs for which room is cleared in this cycle."""
+        self.wakes: list[float] = []
+        """Times at which something else becomes due."""
+
+    def by_order(self, names: Collection[str]) -> list[Gang]:
+        if not names:
+            return []
+        gangs = self.state.gangs
+        return sorted((gangs[name] for name in names), key=Gang.order)
+
+    def hold(self, gang: Gang, binding: Binding) -> None:
+        machines = self.state.machines
+        occupancy = machines.books(self.state.jobs[gang.job]).occupancy
+        for d, mask in machines.masks(binding):
+            occupancy.hold(d, mask)
+            self.changed(d)
+
+    def keep(self, binding: Binding) -> None:
+        """Claim nodes in the what-if."""
+        for d, mask in self.state.machines.masks(binding):
+            self.state.occupancy.claim(d, mask)
+            self.changed(d)
+
+    def changed(self, d: int) -> None:
+        """Nodes of domain d were given away: what is expected of it is another thing now, until the decision ends."""
+        self.state.machines.horizon.touch(d)
+        self.promises.changed(1 << d)
+        self.touched.add(d)
+
+    def give(self, gang: Gang, charge: Charge) -> None:
+        self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, charge, 1)
+        self.order.given()
+
+    def take(self, gang: Gang) -> None:
+        self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, gang.charge, -1)
+        self.order.given()
+
+    def start(self, gang: Gang, binding: Binding, reason: Reason, choice: int = 0) -> None:
+        self.promises.keep(gang.name)
+        self.hold(gang, binding)
+        self.actions.append(
+            Start(gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice)
+        )
+
+    def claim(self, gang: Gang, binding: Binding, reason: Reason, choice: int = 0) -> None:
+        self.promises.keep(gang.name)
+        self.keep(binding)
+        self.actions.append(Claim(gang=gang.name, binding=binding, reason=reason, choice=choice))
+        self.claimed.add(gang.name)
+
+    def send_away(
+        self, gang: Gang, code: str, for_gang: str | None = None, window: str | None = None
+    ) -> None:
+        """Ask the gang to checkpoint and leave."""
+        price = cost(self.state, gang, self.now_s)
+        reason = Reason(
+            code=code, for_gang=for_gang, window=window, lost_gpu_s=price.lost_gpu_s,
+            restart_gpu_s=price.restart_gpu_s, penalty_gpu_s=price.penalty_gpu_s,
+        )  # fmt: skip
+        grace_s = self.state.jobs[gang.job].durability.grace_s
+        self.actions.append(Preempt(gang=gang.name, attempt=gang.attempt, grace_s=grace_s, reason=reason))
+        self.leaving.add(gang.name)
+
+    def move(self, gang: Gang, binding: Binding, reason: Reason, choice: int) -> None:
+        """Ask the gang to checkpoint and go on elsewhere, or with other nodes. Its costs are filled in."""
+        price = cost(self.state, gang, self.now_s)
+        restart_gpu_s = self.state.jobs[gang.job].durability.restart_s * self.state.machines.gpus(binding)
+        reason = replace(reason, lost_gpu_s=price.lost_gpu_s, restart_gpu_s=restart_gpu_s)
+        grace_s = self.state.jobs[gang.job].durability.grace_s
+        self.keep(binding)
+        self.actions.append(
+            Move(
+                gang=gang.name, attempt=gang.attempt, grace_s=grace_s, binding=binding, reason=reason, choice=choice
+            )
+        )  # fmt: skip
+        self.leaving.add(gang.name)

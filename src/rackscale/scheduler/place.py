@@ -1,0 +1,273 @@
+"""Start waiting gangs, in order, where they fit without moving anybody."""
+
+from __future__ import annotations
+
+import heapq
+from math import inf
+
+from rackscale.events import Reason, Refuse, Segment
+from rackscale.fleet.gangs import Gang, WaitClass
+from rackscale.fleet.machines import Books
+from rackscale.fleet.occupancy import lowest_nodes, mask_of
+from rackscale.fleet.queues import Charge, segment_charge
+from rackscale.scheduler.choices import ranked
+from rackscale.scheduler.cycle import Blocked, Cycle
+from rackscale.scheduler.fit import Placement, bind, ever_fits, place
+from rackscale.scheduler.order import Key
+from rackscale.workload import Job, Offer
+
+LIMITED = "limited"
+
+
+def place_waiting(cycle: Cycle) -> None:
+    """Try the head of every class of interchangeable gangs, best first, until each class is blocked or empty.
+
+    A class that waited already is passed over unless some domain that gained room could take one of its segments, or
+    one of its queues holds less than before: nothing else could help it without moving anybody.
+    """
+    order = cycle.order
+    heads = [(order.of_entry(cls, 0), n, cls, 0) for n, cls in enumerate(_hopeful(cycle))]
+    heapq.heapify(heads)
+    unfit: set[tuple[object, ...]] = set()
+    while heads:
+        key, n, cls, at = heapq.heappop(heads)
+        now = order.of_entry(cls, at)
+        if now > key:  # its queue was given nodes meanwhile
+            heapq.heappush(heads, (now, n, cls, at))
+            continue
+        verdict = _try(cycle, key, cls, at, unfit)
+        if verdict is None:
+            if at + 1 < len(cls.entries):
+                heapq.heappush(heads, (order.of_entry(cls, at + 1), n, cls, at + 1))
+        elif verdict != LIMITED:
+            cycle.blocked.append(Blocked(key, cls, at))
+            if not cycle.state.policy.backfill:
+                break
+
+
+def _hopeful(cycle: Cycle) -> list[WaitClass]:
+    """Classes that could start now, or for which room could be cleared, in a fixed order."""
+    state = cycle.state
+    waiting = state.waiting
+    if cycle.due or not state.policy.backfill:
+        return list(waiting.classes.values())
+    gained = max(_gained(state.machines.gpu), _gained(state.machines.cpu))
+    found: dict[int, WaitClass] = {}
+    for need, classes in waiting.by_need.items():
+        if need <= gained:
+            found.update((id(cls), cls) for cls in classes.values())
+    for name in sorted(state.fresh):
+        cls = waiting.of(name)
+        if cls is not None:
+            found[id(cls)] = cls
+    if state.eased or state.machines.calendar.holding:
+        for cls in waiting.classes.values():
+            path = state.tree.node(cls.queue).path
+            if cls.job.booking is not None or any(node.spec.name in state.eased for node in path):
+                found[id(cls)] = cls
+    return list(found.values())
+
+
+def _gained(books: Books) -> int:
+    """The most room in a domain whose room grew since the last decision, nodes."""
+    occupancy = books.occupancy
+    if not occupancy.grown:
+        return 0
+    rooms = range(len(occupancy.buckets) - 1, 0, -1)
+    return next((room for room in rooms if occupancy.buckets[room] & occupancy.grown), 0)
+
+
+def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[object, ...]]) -> str | None:
+    """Start or refuse the gang: None. Or why it waits: `LIMITED` by its queue or user, else there is no room."""
+    state = cycle.state
+    gang = state.gangs[cls.entries[at][2]]
+    job = state.jobs[gang.job]
+    if job.booking is not None:
+        return _inside_booking(cycle, gang, job)
+    promised = bool(state.reserved)
+    known = cls.fit if not promised else None
+    if known is not None and known in unfit:
+        return "no-room" if admitted(cycle, gang, job, 0) is None else LIMITED
+    limits = 0
+    choices = ranked(state.topology, state.policy, job)
+    for choice in choices:
+        if admitted(cycle, gang, job, choice) is not None:
+            limits += 1
+            continue
+        offer = job.choices[choice] if job.offers else Offer(shape=job.shape, system=job.system)
+        found = find(cycle, key, cls, job, offer)
+        if found is None:
+            continue
+        if _start(cycle, gang, choice, found):
+            return None
+        limits += 1
+    if limits == len(choices):
+        return LIMITED
+    if gang.name in state.fresh and not ever_fits(state, job):
+        # A service's gangs are alike: the first refuses for all of them.
+        if job.gangs()[0] == gang.name:
+            cycle.actions.append(Refuse(job=job.name, reason=Reason(code="never-fits")))
+        return None
+    if known is not None:
+        unfit.add(known)
+    return "no-room"
+
+
+def admitted(cycle: Cycle, gang: Gang, job: Job, choice: int) -> str | None:
+    """Which limit of its queue or user keeps the gang from this choice, before it is known where it would go."""
+    tree = cycle.state.tree
+    if not (tree.limited or tree.guaranteed):
+        return None
+    return refused(cycle, gang, job, least_charge(cycle, job, choice))
+
+
+def least_charge(cycle: Cycle, job: Job, choice: int) -> Charge:
+    """What the choice would cost the queue at least."""
+    if job.cpu_only:
+        return Charge()
+    offer = job.choices[choice]
+    shape = offer.shape
+    groups = [
+        group
+        for group in cycle.state.topology.groups(offer.system or job.system, job.cluster)
+        if group.largest >= shape.nodes_held_per_segment
+    ]
+    if not groups:
+        return Charge()
+    gpus = min(group.gpus_per_node for group in groups)
+    domains = min(segment_charge(shape.nodes_held_per_segment, group.largest) for group in groups)
+    return Charge(shape.nodes_held * gpus, shape.segments * domains)
+
+
+def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
+    tree = cycle.state.tree
+    found = tree.refuses(gang.queue, job.user, charge)
+    if found is None and not job.preemptible and not job.cpu_only and tree.borrows(gang.queue, charge):
+        return "borrows"
+    return found
+
+
+def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
+    """Where the gang fits now, promises to others and what is planned for the domains respected."""
+    state, shape = cycle.state, offer.shape
+    machines = state.machines
+    if job.cpu_only:
+        return place(state, offer, job, books=machines.cpu.occupancy, avoid=_cpu_avoid(cycle, job))
+    avoid = 0
+    if state.reserved or machines.calendar.coming:
+        nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
+        stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
+        until_s = cycle.now_s + stays_s
+        assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
+        avoid = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
+        avoid |= cycle.promises.closed(key, until_s, nodes)
+    near = job.nearness
+    if near.apart is None or job.kind != "service":
+        return place(state, offer, job, avoid=avoid)
+    others = siblings(cycle, job)
+    if near.apart_required:
+        return place(state, offer, job, avoid=avoid | others)
+    return place(state, offer, job, avoid=avoid, shun=others)
+
+
+def _cpu_avoid(cycle: Cycle, job: Job) -> int:
+    calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
+    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
+    last_s = cycle.now_s + job.durability.restart_s + lasts_s
+    return calendar.shut(last_s, last_s, job.shape.nodes_per_segment, occupancy)
+
+
+def siblings(cycle: Cycle, job: Job) -> int:
+    """Domains in the same unit as another replica of the service."""
+    state = cycle.state
+    assert job.nearness.apart is not None
+    names = set(job.gangs())
+    bindings = [gang.binding or gang.claim for name in names if (gang := state.gangs.get(name)) is not None]
+    bindings += [
+        a.binding for a in cycle.actions if getattr(a, "gang", None) in names and hasattr(a, "binding")
+    ]
+    found = 0
+    for binding in bindings:
+        for segment in binding:
+            found |= state.topology.unit(job.nearness.apart, state.index[segment.domain])
+    return found
+
+
+def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
+    """Start the gang there; False if that would cost its queue more than it may have."""
+    state = cycle.state
+    job = state.jobs[gang.job]
+    offer = job.choices[choice]
+    if job.cpu_only:
+        forbidden = _forbidden(cycle, job, offer, found)
+        binding = bind(state, found, offer.shape, books=state.machines.cpu.occupancy, forbidden=forbidden)
+        cycle.give(gang, Charge())
+    else:
+        binding = bind(state, found, offer.shape, forbidden=_forbidden(cycle, job, offer, found))
+        if state.tree.limited or state.tree.guaranteed:
+            charge = state.machines.charge(binding)
+            if refused(cycle, gang, job, charge) is not None:
+                return False
+            cycle.give(gang, charge)
+        elif state.tree.half_life_s is not None:
+            cycle.give(gang, Charge(offer.shape.nodes_held, 0))
+    reason = Reason(code="fits", free_nodes_left=found.free_nodes_left)
+    cycle.start(gang, binding, reason, choice)
+    return True
+
+
+def _forbidden(cycle: Cycle, job: Job, offer: Offer, found: Placement) -> dict[int, int]:
+    """Nodes that go out of use before the gang is expected to end."""
+    calendar = cycle.state.machines.calendar
+    if not calendar.on:
+        return {}
+    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
+    until_s = cycle.now_s + job.durability.restart_s + lasts_s / offer.throughput
+    return {d: calendar.busy(d, until_s) for d in found.domains}
+
+
+def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
+    """Start the gang on nodes of its booking."""
+    state = cycle.state
+    calendar = state.machines.calendar
+    binding = calendar.holding.get(job.booking or "")
+    if binding is None or cycle.now_s >= calendar.bookings[job.booking or ""].end_s:
+        return LIMITED
+    lasts_s = job.duration_s
+    ends_s = cycle.now_s + job.durability.restart_s + (lasts_s or 0.0)
+    if ends_s > calendar.bookings[job.booking or ""].end_s:
+        return LIMITED
+    free: dict[int, int] = {}
+    for d, mask in state.machines.masks(binding):
+        free[d] = free.get(d, 0) | (mask & state.occupancy.up[d] & ~state.occupancy.held[d])
+    for choice in ranked(state.topology, state.policy, job):
+        offer = job.choices[choice]
+        found = _segments_in(cycle, free, offer)
+        if found is not None and refused(cycle, gang, job, state.machines.charge(found)) is None:
+            cycle.give(gang, state.machines.charge(found))
+            cycle.start(gang, found, Reason(code="fits", window=job.booking), choice)
+            return None
+    return LIMITED
+
+
+def _segments_in(cycle: Cycle, free: dict[int, int], offer: Offer) -> tuple[Segment, ...] | None:
+    """Segments on these free nodes, the fullest domains first; None where they don't fit."""
+    shape, domains = offer.shape, cycle.state.domains
+    held, segments = shape.nodes_held_per_segment, list[Segment]()
+    for d, mask in sorted(free.items(), key=lambda item: (item[1].bit_count(), item[0])):
+        if offer.system not in (None, domains[d].system):
+            continue
+        left = mask
+        while left.bit_count() >= held and len(segments) < shape.segments:
+            nodes = lowest_nodes(left, held)
+            left &= ~mask_of(nodes)
+            segments.append(
+                Segment(
+                    domain=domains[d].name,
+                    nodes=nodes[: shape.nodes_per_segment],
+                    spares=nodes[shape.nodes_per_segment :],
+                )
+            )
+            if not shape.may_share_domain:
+                break
+    return tuple(segments) if len(segments) == shape.segments else None
