@@ -82,7 +82,18 @@ class Topology:
     label of its own: without labels the whole cluster is one leaf.
     """
 
-    __slots__ = ("_floors", "_groups", "_laid", "_matches", "_paths", "_units", "domains", "empty", "index", "whole")
+    __slots__ = (
+        "_floors",
+        "_groups",
+        "_laid",
+        "_matches",
+        "_paths",
+        "_units",
+        "domains",
+        "empty",
+        "index",
+        "whole",
+    )
 
     def __init__(self) -> None:
         self.domains: list[DomainSpec] = []

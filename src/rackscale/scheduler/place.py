@@ -261,9 +261,7 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     return LIMITED
 
 
-def _segments_in(
-    cycle: Cycle, job: Job, free: dict[int, int], offer: Offer
-) -> tuple[Segment, ...] | None:
+def _segments_in(cycle: Cycle, job: Job, free: dict[int, int], offer: Offer) -> tuple[Segment, ...] | None:
     """Segments on these free nodes, the fullest domains first; None where they don't fit."""
     shape, domains = offer.shape, cycle.state.domains
     held, segments = shape.nodes_held_per_segment, list[Segment]()

@@ -82,7 +82,9 @@ class Hardware:
         for cause in self._causes:
             cause.age(at_s)
         for spec in domains:
-            if self._ready_s.get(spec.name) == THERE:  # it came when it was expected, and somebody says so too
+            if (
+                self._ready_s.get(spec.name) == THERE
+            ):  # it came when it was expected, and somebody says so too
                 continue
             self._ready_s[spec.name] = THERE
             self.all.add(spec, range(spec.nodes))
