@@ -348,7 +348,7 @@ def test_moves_are_advice_or_what_comes_next(defragment: str) -> None:
     world.end("a")
     assert (world.where("x"), world.where("y")) == (["c/us-000"], ["c/us-001"])
     world.state.fold(Submitted(at_s=100.0, job=job("wide", 4)))
-    (move,) = asked(world, "wide").unblocks
+    (move,) = (u for u in asked(world, "wide").unblocks if u.kind != "preempt")
     assert (move.kind, move.gangs, move.domains) == ("defragment", ("x",), ("c/us-000",))
     assert (move.allowed, move.cheapest) == (defragment == "on", True)
     assert move.saves_gpu_h == 4 * 16
@@ -450,7 +450,7 @@ GANGS = st.tuples(
 
 
 def _busy(gangs: list[tuple[tuple[int, int], str, float | None]], spares: int) -> World:
-    policy = Policy(min_runtime_s=100.0, defragment="on")
+    policy = Policy(min_runtime_s=50.0, defragment="on")
     world = World(*(domain(i, nodes=NODES, spares=spares) for i in range(3)), policy=policy)
     for n, ((nodes, segments), priority, lasts_s) in enumerate(gangs):
         wanted = replace(job(f"g{n}", nodes, segments, priority=priority, restart_s=0.0), duration_s=lasts_s)
@@ -485,12 +485,21 @@ def _for(actions: tuple[Action, ...], name: str) -> tuple[str, ...]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(GANGS, min_size=3, max_size=9), st.integers(0, 1), st.sampled_from((0.0, 60.0, 400.0)))
+@given(
+    st.lists(GANGS, min_size=3, max_size=9),
+    st.integers(0, 1),
+    st.sampled_from((0.0, 60.0, 400.0)),
+    st.booleans(),
+)
 def test_constraints_are_true_and_what_is_allowed_comes_next(
-    gangs: list[tuple[tuple[int, int], str, float | None]], spares: int, later_s: float
+    gangs: list[tuple[tuple[int, int], str, float | None]], spares: int, later_s: float, frees: bool
 ) -> None:
     world = _busy(gangs, spares)
     state = world.state
+    running = [g for g in state.gangs.values() if g.status == "running"]
+    if frees and running:
+        gone = running[0]
+        state.fold(GangEnded(at_s=state.now_s, gang=gone.name, attempt=gone.attempt, outcome="finished"))
     at_s = max(state.now_s + later_s, state.retry_at_s or 0.0)
     waits = [g.name for g in state.gangs.values() if g.status == "waiting"]
     answers = {name: why(state, name, now_s=at_s)[0] for name in waits}
