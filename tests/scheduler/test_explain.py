@@ -159,6 +159,20 @@ def test_fabric_when_a_replica_must_be_apart() -> None:
     assert second.obstacle.subject == "apart leaf"
 
 
+def test_replicas_are_judged_together_and_each_has_its_place() -> None:
+    world = World(*SMALL, policy=NEVER_MOVE)
+    world.submit(job("a", 3), job("b", 3))
+    world.submit(job("web", 1, kind="service", replicas=5))
+    answers = why(world.state, "web")
+    assert [a.constraint for a in answers] == ["fits"] * 2 + ["capacity"] * 3
+    assert [a.line.ahead for a in answers if a.line] == [0, 1, 2]
+    world = World(domain(0, nodes=2, spares=0))
+    world.state.fold(Submitted(at_s=0.0, job=job("new", 1, kind="service", replicas=3)))
+    answers = why(world.state, "new")
+    assert [a.constraint for a in answers] == ["next-cycle", "next-cycle", "capacity"]
+    assert [a.gang for a in world.cycle() if isinstance(a, Start)] == ["new/0", "new/1"]
+
+
 def test_queue_limits_in_their_own_unit() -> None:
     queues = (
         Queue(name="org", quota_gpus=16, borrow_gpus=8),
