@@ -16,8 +16,9 @@ from rich.text import Text
 from rackscale import audit as auditing
 from rackscale import spec
 from rackscale.cli.output import FAILED, Files, JsonOption, SiteOption, err, fail, out, print_json, show
-from rackscale.cli.site import Picture, Site, picture
-from rackscale.commands import Cancel, Configure, Deliver, Drain, Reply, Submit, answer, preview, resolve
+from rackscale.cli.site import Picture, Site, commands_of, picture
+from rackscale.cli.times import FORMS, moment
+from rackscale.commands import Cancel, Command, Drain, Reply, Submit, answer, gangs_on, preview, resolve
 from rackscale.errors import ControllerError, RackscaleError, UnknownNameError
 from rackscale.events import Action, Event, Forecast, Preempt, Requeue, Restart
 from rackscale.fleet.state import FleetState
@@ -53,6 +54,10 @@ def plan(
     drain: Annotated[
         str | None, typer.Option(metavar="NODE|DOMAIN", help="Plan a drain instead of, or with, the jobs.")
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help=f"Gangs on what is drained may go on until then: {FORMS}."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the plan for `apply --plan`.")
     ] = None,
@@ -64,14 +69,19 @@ def plan(
     lie in the future come from one run of the twin from there.
 
     Examples: `rackscale plan train.yaml`, `rackscale plan train.yaml --out plan.json`,
-    `rackscale plan --drain us-001`, `rackscale plan examples/one-rack --json`
+    `rackscale plan --drain us-001`, `rackscale plan --drain us-001 --at 02:00`,
+    `rackscale plan examples/one-rack --json`
     """
     if not files and drain is None:
         raise typer.BadParameter("name at least one file, or a node or domain with --drain")
     if drain is not None and output is not None:
         raise typer.BadParameter("a saved plan holds jobs only: drain with `rackscale drain`")
+    if at is not None and drain is None:
+        raise typer.BadParameter("--at goes with --drain")
+    deadline_s = None if at is None else moment(at, time.time())
     seen = picture(Site(site), files) if files else _live(site)
-    made = make(seen, seen.documents.jobs, drain)
+    asked = None if drain is None else Drain(target=drain, deadline_s=deadline_s)
+    made = make(seen, seen.documents.jobs, asked)
     if output is not None:
         saved = msgspec.json.encode(
             PlanFile(jobs=seen.documents.jobs, actions=made.actions, forecasts=made.forecasts)
@@ -100,12 +110,12 @@ def _live(site: Path) -> Picture:
         return Picture(journal.load(), spec.Documents(), live=True)
 
 
-def make(seen: Picture, jobs: tuple[Job, ...], drain: str | None = None) -> Made:
+def make(seen: Picture, jobs: tuple[Job, ...], drain: Drain | None = None) -> Made:
     """Ask the scheduler and the twin; touches nothing. Raises RackscaleError for what would be refused."""
     state = seen.state
     at_s = max(time.time(), state.now_s) if seen.live else state.now_s
     events: tuple[Event, ...] = ()
-    for command in (Drain(target=drain) if drain else None, Submit(jobs=jobs) if jobs else None):
+    for command in (drain, Submit(jobs=jobs) if jobs else None):
         if command is not None:
             asked, reply = answer(state, command, at_s)
             reply.check()
@@ -117,6 +127,8 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: str | None = None) -> Made
         for action in actions
         if isinstance(action, Preempt | Restart | Requeue) and action.gang in state.gangs
     }
+    if drain is not None and drain.deadline_s is not None:
+        movers |= {gang.job for gang in gangs_on(state, drain.target)}
     names = [job.name for job in jobs]
     found = forecast(state, events, names=names, moved=sorted(movers - set(names)), now_s=at_s)
     return Made(
@@ -159,7 +171,9 @@ def apply(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Submit jobs to the controller; new policy, queues and domains in the files come into force first.
+    """Submit jobs to the controller; whatever else the files hold comes into force first.
+
+    That is policy, queues, domains, maintenance and bookings; times are dates, or from now (`in 2h`).
 
     The plan is made again at once. If the fleet changes between plan and deed so that an action changes, nothing is
     submitted, and both are shown.
@@ -193,13 +207,7 @@ def _replan(where: Site, files: list[Path], *, json: bool) -> PlanFile:
         raise ControllerError(f"no controller runs in {where.path}", hint=f"rackscale up {where.path}")
     seen = picture(where, files)
     documents = seen.documents
-    commands: list[Configure | Deliver] = []
-    if documents.policy is not None or documents.queues:
-        queues = {**seen.state.queues, **{queue.name: queue for queue in documents.queues}}
-        policy = documents.policy or seen.state.policy
-        commands.append(Configure(policy=policy, queues=tuple(queues.values())))
-    if documents.fleet:
-        commands.append(Deliver(domains=documents.fleet))
+    commands = commands_of(documents, seen.state, time.time())
     _rehearse_commands(seen, commands, documents.jobs)
     messages = [where.ask(command).check().message for command in commands]
     if not documents.jobs:
@@ -216,7 +224,7 @@ def _replan(where: Site, files: list[Path], *, json: bool) -> PlanFile:
     return PlanFile(jobs=documents.jobs, actions=made.actions, forecasts=made.forecasts)
 
 
-def _rehearse_commands(seen: Picture, commands: Sequence[Configure | Deliver], jobs: tuple[Job, ...]) -> None:
+def _rehearse_commands(seen: Picture, commands: Sequence[Command], jobs: tuple[Job, ...]) -> None:
     """Everything in the files, tried on a copy: what would be refused is refused before anything is changed."""
     fork, at_s = seen.state.fork(), max(time.time(), seen.state.now_s)
     for command in (*commands, *([Submit(jobs=jobs)] if jobs else [])):

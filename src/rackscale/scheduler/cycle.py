@@ -26,6 +26,10 @@ def what_if(state: FleetState, now_s: float, *, due: bool) -> Iterator[Cycle]:
     cycle = Cycle(state, now_s, due=due)
     machines.gpu.occupancy.begin()
     machines.cpu.occupancy.begin()
+    if state.tree.guaranteed:
+        for name in state.leaving:
+            gang = state.gangs[name]
+            cycle.depart(gang, gang.claim)
     try:
         yield cycle
     finally:
@@ -93,6 +97,12 @@ class Cycle:
         self.state.machines.horizon.touch(d)
         self.promises.changed(1 << d)
         self.touched.add(d)
+
+    def depart(self, gang: Gang, binding: Binding) -> None:
+        """The gang will soon hold no more than `binding`: its queue's guarantee counts that already."""
+        after = self.state.machines.charge(binding)
+        gpus, domains = gang.charge.gpus - after.gpus, gang.charge.domains - after.domains
+        self.state.tree.depart(gang.queue, Charge(max(0, gpus), max(0, domains)))
 
     def give(self, gang: Gang, charge: Charge) -> None:
         self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, charge, 1)

@@ -83,8 +83,6 @@ def _later(cycle: Cycle) -> tuple[float | None, float | None]:
 def _time_helps(cycle: Cycle) -> bool:
     """Whether time alone may let somebody be evicted for one that waits."""
     state = cycle.state
-    if (
-        not cycle.due
-    ):  # whether anybody could be evicted was found when it was due; new gangs are looked at below
+    if not cycle.due:  # whether anybody could be evicted was found when it was due
         return state.wake_at_s is not None or any(could_take(cycle, blocked) for blocked in cycle.blocked)
     return state.policy.preemption and any(could_take(cycle, blocked) for blocked in cycle.blocked)
