@@ -73,6 +73,11 @@ def best_rooms(state: FleetState, within: int, needed: int) -> tuple[DomainRoom,
             break
         if within >> d & 1 and d not in found:
             found.append(d)
+    for d in members(state.occupancy.buckets[0] & within):  # nobody knows when they have room
+        if len(found) == SHOWN:
+            break
+        if d not in found:
+            found.append(d)
     return tuple(room_of(state, d, needed) for d in found)
 
 
