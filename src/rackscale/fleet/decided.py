@@ -154,6 +154,7 @@ class Decisions:
         machines.calendar.maintenance.pop(why, None)
         machines.health.open(d, machines.mask(d, action.nodes), why)
         machines.refresh(d)
+        self._state.look_again(d)
 
 
 def _closure(reason: ev.Reason) -> str:

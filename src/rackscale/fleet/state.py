@@ -166,7 +166,7 @@ class FleetState:
         for name in event.domains:
             d = self.index[name]
             self.machines.extend(d, event.expires_s)
-            self._look_again(d)
+            self.look_again(d)
             if event.expires_s is not None:
                 self._send(d, self.machines.health.full[d], event.expires_s, EXPIRED)
         self.dirty = True
@@ -271,9 +271,9 @@ class FleetState:
         d = self.index[event.domain]
         self.machines.health.undrain(d, self.machines.mask(d, event.nodes))
         self._health(d)
-        self._look_again(d)
+        self.look_again(d)
 
-    def _look_again(self, d: int) -> None:
+    def look_again(self, d: int) -> None:
         """Gangs of domain d that had to leave may stay, unless something else sends them away."""
         for books in (self.machines.gpu, self.machines.cpu):
             for name in books.tenants.on[d]:
@@ -309,7 +309,7 @@ class FleetState:
         maintenance = self.machines.calendar.maintenance.get(event.maintenance)
         if maintenance is not None:
             self.machines.unplan(event.maintenance)
-            self._look_again(self.index[maintenance.domain])
+            self.look_again(self.index[maintenance.domain])
             self.dirty = True
 
     def _booked(self, event: ev.Booked) -> None:

@@ -66,7 +66,8 @@ def begin_bookings(cycle: Cycle) -> None:
         reason = Reason(code="booked", window=booking.name)
         found = place(state, offer, wants, avoid=avoid)
         if found is not None:
-            binding = bind(state, found, booking.shape)
+            busy = {d: calendar.busy(d, booking.end_s) for d in found.domains}
+            binding = bind(state, found, booking.shape, forbidden=busy)
             cycle.promises.keep(f"@{booking.name}")
             cycle.keep(binding)
             cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
@@ -84,7 +85,8 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     state = cycle.state
     priority = state.policy.priorities.get(booking.priority, 0)
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
-    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, Charge())))
+    charge = Charge(*state.topology.floor(booking.shape, booking.system, booking.cluster))
+    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, charge)))
     if clearing is None:
         return False
     cycle.promises.keep(f"@{booking.name}")

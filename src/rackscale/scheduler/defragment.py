@@ -11,6 +11,7 @@ from rackscale.fleet.occupancy import mask_of, members
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, place_one
+from rackscale.scheduler.place import refused
 from rackscale.scheduler.price import cost
 from rackscale.workload import Shape
 
@@ -77,6 +78,8 @@ def opening(cycle: Cycle, blocked: Blocked, gang: Gang) -> Opening | None:
                     break
             if tried >= CANDIDATES:
                 break
+    if best is not None and refused(cycle, gang, job, state.machines.charge((best.segment,))) is not None:
+        return None
     if best is None or best.gain_gpu_s < state.policy.defragment_gain * best.price_gpu_s:
         return None
     return best

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from math import inf
 from typing import NamedTuple
 
-from rackscale.events import Reason, Reserve, Unreserve
+from rackscale.events import Reason, Reserve, Segment, Unreserve
 from rackscale.fleet.gangs import Gang
 from rackscale.fleet.horizon import NOW
+from rackscale.fleet.queues import Charge
 from rackscale.fleet.topology import Group
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.order import Key
+from rackscale.scheduler.place import refused
 from rackscale.workload import Job, Nearness, Shape
 
 BOOKING = "@"
@@ -173,11 +175,26 @@ def earliest(cycle: Cycle, gang: Gang, job: Job, ahead: dict[int, int]) -> tuple
             offer.shape, offer.system or job.system, job.cluster, job.nearness, cycle.now_s, lasts_s
         )
         found = soonest(cycle, wanted, ahead)
-        if found is not None:
+        # What its queue's limits hold back is promised nothing: nobody else could use the nodes meanwhile.
+        if found is not None and refused(cycle, gang, job, _charge(cycle, found, offer.shape)) is None:
             done_s = found.start_s + (lasts_s if lasts_s < inf else 0.0)
             if best is None or done_s < best[0]:
                 best = (done_s, choice, found)
     return None if best is None else (best[1], best[2])
+
+
+def _charge(cycle: Cycle, found: Found, shape: Shape) -> Charge:
+    """What the gang would cost its queue there."""
+    domains = cycle.state.domains
+    nodes, spares = shape.nodes_per_segment, shape.spares_per_segment
+    return cycle.state.machines.charge(
+        tuple(
+            Segment(
+                domain=domains[d].name, nodes=tuple(range(nodes)), spares=tuple(range(nodes, nodes + spares))
+            )
+            for d in found.domains
+        )
+    )
 
 
 def soonest(cycle: Cycle, wanted: Wanted, ahead: dict[int, int]) -> Found | None:
