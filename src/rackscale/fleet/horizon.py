@@ -34,26 +34,31 @@ class Source(Protocol):
     def spare(self, d: int) -> int:
         """Nodes of domain d that normal placement leaves alone."""
 
+    def area(self, d: int) -> int:
+        """Domains of different areas are never asked about together: the number of d's."""
+
 
 class Index:
-    """Domains by the time when they have room for one size."""
+    """Domains by the time when they have room for one size, area by area."""
 
     __slots__ = ("idle", "nodes", "order", "when")
 
     def __init__(self, nodes: int) -> None:
         self.nodes, self.idle = nodes, 0
-        self.order: list[tuple[float, int]] = []
+        self.order: dict[int, list[tuple[float, int]]] = {}
+        """Area -> (time, domain), ascending."""
         self.when: dict[int, float] = {}
 
-    def put(self, d: int, at_s: float) -> None:
+    def put(self, area: int, d: int, at_s: float) -> None:
         before = self.when.get(d)
         if before == at_s:
             return
+        order = self.order.setdefault(area, [])
         if before is not None:
-            del self.order[bisect_left(self.order, (before, d))]
+            del order[bisect_left(order, (before, d))]
             del self.when[d]
         if at_s < inf:
-            insort(self.order, (at_s, d))
+            insort(order, (at_s, d))
             self.when[d] = at_s
 
 
@@ -66,20 +71,28 @@ class Horizon:
         self._touched: set[int] = set()
         """Domains that changed since the indices were last brought up to date."""
         self._profiles: dict[int, Profile] = {}
+        self._stale: set[int] = set()
+        """Domains that changed since the last question."""
+        self.touch = self._stale.add
+        """`touch(d)`: something about domain d changed."""
         self._indices: dict[int, Index] = {}
 
     def grow(self) -> None:
         """One more domain."""
-        self._touched.add(self._domains)
+        self.touch(self._domains)
         self._domains += 1
 
-    def touch(self, d: int) -> None:
-        """Something about domain d changed."""
-        self._touched.add(d)
-        self._profiles.pop(d, None)
+    def _notice(self) -> None:
+        """Forget what is known of domains that changed."""
+        for d in self._stale:
+            self._profiles.pop(d, None)
+        self._touched |= self._stale
+        self._stale.clear()
 
     def profile(self, d: int, now_s: float) -> Profile:
         """What will be free when; gangs that overran their time are taken to need a little more."""
+        if self._stale:
+            self._notice()
         found = self._profiles.get(d)
         if found is None or (len(found) > 1 and found[1][0] < now_s):
             found = self._profiles[d] = self._work_out(d, now_s)
@@ -118,15 +131,15 @@ class Horizon:
                 return at_s
         return inf
 
-    def soonest(self, nodes: int, now_s: float) -> Iterator[tuple[float, int]]:
-        """Domains by when they have room for so many nodes, the soonest first: (time, domain). NOW: already."""
+    def soonest(self, nodes: int, now_s: float, area: int = 0) -> Iterator[tuple[float, int]]:
+        """Domains of an area by when they have room for so many nodes, the soonest first: (time, domain)."""
         index = self._refresh(nodes, now_s)
-        order, at = index.order, 0
+        order, at = index.order.get(area, []), 0
         while at < len(order):
             at_s, d = order[at]
             if NOW < at_s < now_s:  # overran: look again, which moves it to a later place
                 self._profiles.pop(d, None)
-                index.put(d, self.when(d, nodes, now_s))
+                index.put(area, d, self.when(d, nodes, now_s))
                 continue
             yield order[at]
             at += 1
@@ -136,16 +149,20 @@ class Horizon:
             other.idle += 1
             if other.idle > IDLE:
                 del self._indices[other.nodes]
+        if self._stale:
+            self._notice()
         for d in self._touched:
+            area = self._source.area(d)
             for index in self._indices.values():
-                index.put(d, self.when(d, index.nodes, now_s))
+                index.put(area, d, self.when(d, index.nodes, now_s))
         self._touched.clear()
         found = self._indices.get(nodes)
         if found is None:
             found = self._indices[nodes] = Index(nodes)
-            pairs = ((self.when(d, nodes, now_s), d) for d in range(self._domains))
-            found.order = sorted(pair for pair in pairs if pair[0] < inf)
-            found.when = {d: at_s for at_s, d in found.order}
+            for at_s, d in sorted((self.when(d, nodes, now_s), d) for d in range(self._domains)):
+                if at_s < inf:
+                    found.order.setdefault(self._source.area(d), []).append((at_s, d))
+                    found.when[d] = at_s
         found.idle = 0
         return found
 

@@ -99,14 +99,14 @@ def rehearse(
 ) -> Rehearsal:
     """Run the documents' fleet and work, and `jobs` beside it, from an empty fleet at time 0 until `until_s`.
 
-    `jobs` and `inputs` (drains, cancellations, scripted failures) must be in time order.
+    What the documents announce, plan and book happens too. `jobs` and `inputs` (drains, cancellations, scripted
+    failures) must be in time order.
     """
-    begin = documents.opening()
     work = submissions(documents.work, seed=seed, end_s=until_s)
     twin = TwinExecutor(
         seed=seed,
         submissions=heapq.merge(work, jobs, key=lambda submission: submission.at_s),
-        inputs=heapq.merge(begin, inputs, key=lambda event: event.at_s),
+        inputs=heapq.merge(documents.opening(), inputs, key=lambda event: event.at_s),
         failures=documents.failures if failures else None,
     )
     return play(
