@@ -89,11 +89,14 @@ def test_mutated_examples(tmp_path: Path, stream: random.Random, text: str) -> N
 KEYS = [
     "name", "clusters", "failures", "priorities", "nodes", "segments", "nodes_per_segment", "duration", "checkpoint",
     "arrivals", "model", "run", "envs", "count", "replicas", "queue", "system", "domains", "at", "every", "from",
+    "quota", "borrow", "parent", "gpus", "shapes", "elastic", "min_segments", "max_segments", "near", "within", "lemon",
+    "spares", "worth", "fabric", "domains_per_leaf", "ready", "expires", "booking", "domain",
     "until", "jitter", "repeat_every", "per_hour", "median", "p90", "interval", "range", "grace", "preset", "seq",
 ]  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS)
-    | st.sampled_from(["30s", "4h", "09:00", "never", "local", "job:x", "job:"]),
+    | st.sampled_from(["30s", "4h", "09:00", "never", "local", "job:x", "job:"])
+    | st.sampled_from(["none", "in 2h", "2026-12-01T02:00Z", "leaf"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
     max_leaves=12,
 )  # fmt: skip
@@ -101,7 +104,11 @@ VALUES = st.recursive(
 
 @fuzz
 @given(
-    st.sampled_from(["Fleet", "Queue", "Policy", "Training", "Batch", "Service", "Thing"]), VALUES, st.data()
+    st.sampled_from(
+        ["Fleet", "Queue", "Policy", "Training", "Batch", "Service", "Booking", "Maintenance", "Thing"]
+    ),
+    VALUES,
+    st.data(),
 )
 def test_random_structures(tmp_path: Path, kind: str, extra: object, data: st.DataObject) -> None:
     fields = data.draw(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8))

@@ -10,10 +10,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from rackscale.spec.fields import Fault, Few, Name, Rank, Strict, within
+from rackscale.spec.tree import UNITS, WORDS
 from rackscale.workload import Queue
 
 _QUEUE = Queue(name="default")
-_UNITS = ("gpus", "domains")
 
 Domains = Annotated[float, Field(ge=0, le=1_000_000)]
 
@@ -36,7 +36,7 @@ class Quota(Strict):
 
     @classmethod
     def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
-        if not data.keys() & set(_UNITS):
+        if not data:
             yield Fault((), "needs gpus or domains")
 
 
@@ -99,14 +99,14 @@ class QueueDocument(Strict):
         if isinstance(quota, dict):
             yield from within("quota", Quota.conflicts(quota))
         if "borrow" in data and "quota" not in data:
-            yield Fault(("borrow",), "there is no quota to go beyond", "give a quota; {gpus: 0} is one")
+            yield Fault(("borrow",), "there is no quota to go beyond", "give a quota, which may be {gpus: 0}")
         elif isinstance(borrow, dict) and isinstance(quota, dict):
-            if not borrow.keys() & set(_UNITS):
+            if not borrow:
                 yield Fault(("borrow",), "needs gpus or domains", "write none where nothing may be borrowed")
-            for unit in _UNITS:
+            for unit in UNITS:
                 if unit in borrow and unit not in quota:
                     yield Fault(
-                        ("borrow", unit), f"the quota is not counted in {unit}", "use the quota's unit"
+                        ("borrow", unit), f"the quota is not counted in {WORDS[unit]}", "use the quota's unit"
                     )
 
     def faults(self) -> Iterator[Fault]:

@@ -15,7 +15,7 @@ from rackscale.workload import Job, Offer, Queue
 
 Unit = Literal["gpus", "domains"]
 UNITS: tuple[Unit, Unit] = ("gpus", "domains")
-_WORDS = {"gpus": "GPUs", "domains": "NVLink domains"}
+WORDS = {"gpus": "GPUs", "domains": "NVLink domains"}
 
 
 class Cost(NamedTuple):
@@ -171,7 +171,7 @@ def _exceeded(job: Job, path: Sequence[Queue], cost: Cost) -> str | None:
 
 
 def _amount(number: float, unit: Unit) -> str:
-    return f"{number:g} {_WORDS[unit] if number != 1 else _WORDS[unit][:-1]}"
+    return f"{number:g} {WORDS[unit] if number != 1 else WORDS[unit][:-1]}"
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -159,7 +159,8 @@ def _of_detail(document: Document, detail: ErrorDetails) -> Problem | None:
     path = tuple(step for step in detail["loc"] if step != "[key]")
     if any(path[:length] in document.raw.faulty for length in range(len(path) + 1)):
         return None
-    kind, context = detail["type"], dict(detail.get("ctx") or {})
+    kind = detail["type"]
+    context = {name: _plain(value) for name, value in (detail.get("ctx") or {}).items()}
     if kind == "extra_forbidden":
         known = _field_names(KINDS[document.kind], path[:-1])
         return document.problem(path, "there is no such field", fix=nearest(path[-1], known), at_key=True)
@@ -170,6 +171,11 @@ def _of_detail(document: Document, detail: ErrorDetails) -> Problem | None:
     message = template.format(**context) if template else detail["msg"]
     number = kind == "string_type" and isinstance(detail["input"], int | float)
     return document.problem(path, message, fix="put it in quotes" if number else context.get("fix"))
+
+
+def _plain(value: object) -> object:
+    """A limit as people write it: 0, not 0.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _value_at(data: object, path: Path) -> object:
