@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 from rackscale import events as ev
@@ -33,12 +34,16 @@ class Decisions:
         state.occupancy.grown = state.machines.cpu.occupancy.grown = 0
         state.fresh.clear()
         state.eased.clear()
+        state.tell_s = inf
         for action in event.plan.actions:
             self._fold[type(action)](action)
         # A plan that itself frees nodes (a claim given up, a segment moved) asks to be woken at once.
         state.dirty = False
         state.decided_s = state.now_s
         state.wake_at_s, state.retry_at_s = event.plan.wake_at_s, event.plan.retry_at_s
+        if state.tell_s < inf:  # what starts on nodes that go out of use is told in time
+            tell_s = max(state.tell_s, state.now_s)
+            state.wake_at_s = tell_s if state.wake_at_s is None else min(state.wake_at_s, tell_s)
 
     def _start(self, action: ev.Start | ev.Restart) -> None:
         state = self._state

@@ -193,9 +193,11 @@ class WaitClass:
 
 def class_key(gang: Gang, job: Job) -> ClassKey:
     apart = job.name if job.nearness.apart is not None else ""
+    left_s = remaining_s(gang, job)
+    lasts_s = coarse(left_s) if job.booking is None else left_s  # a booking ends to the second
     return (
         -gang.priority, gang.rank, gang.queue, job.user, job.shape, job.system, job.offers, job.cluster, job.nearness,
-        job.cpu_only, job.booking, apart, coarse(remaining_s(gang, job)), job.durability.restart_s, job.preemptible,
+        job.cpu_only, job.booking, apart, lasts_s, job.durability.restart_s, job.preemptible,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ delivered. Each is a mask per domain.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from rackscale.events import DomainSpec
 from rackscale.fleet.occupancy import members
@@ -22,6 +23,8 @@ class Health:
         self.full: list[int] = []
         self.failed: list[int] = []
         self.drained: list[int] = []
+        self.deadline_s: dict[tuple[int, int], float] = {}
+        """(domain, drained node) -> when what runs there must have left; those that are not here: at once."""
         self.closed: list[int] = []
         """Closed by decisions, for whatever reason."""
         self.absent: list[int] = []
@@ -73,11 +76,26 @@ class Health:
         for node in members(mask):
             self.back_s.pop((d, node), None)
 
+    def drain(self, d: int, mask: int, deadline_s: float | None) -> None:
+        """These nodes are drained; of two deadlines the earlier one counts."""
+        for node in members(mask):
+            fresh = not self.drained[d] >> node & 1
+            before_s = inf if fresh else self.deadline_s.pop((d, node), -inf)
+            by_s = -inf if deadline_s is None else min(deadline_s, before_s)
+            if by_s > -inf:
+                self.deadline_s[d, node] = by_s
+        self.drained[d] |= mask
+
+    def leave_by_s(self, d: int, mask: int) -> float:
+        """When a gang on these nodes must have left since some of them are drained; infinite: none is."""
+        return min((self.deadline_s.get((d, n), -inf) for n in members(mask & self.drained[d])), default=inf)
+
     def undrain(self, d: int, mask: int) -> None:
         """People want these nodes used: also those that were taken for lemons."""
         self.drained[d] &= ~mask
         self.open(d, mask, LEMON)
         for node in members(mask):
+            self.deadline_s.pop((d, node), None)
             self.history.pop((d, node), None)
             self.suspects.pop((d, node), None)
 

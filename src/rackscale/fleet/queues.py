@@ -55,7 +55,7 @@ class Used(Struct, kw_only=True):
         return self.gpu_s * fade + self.gpus * (1.0 - fade) / rate
 
     def change(self, gpus: int, gangs: int, now_s: float, half_life_s: float | None) -> None:
-        if half_life_s is not None:
+        if half_life_s is not None and now_s != self.at_s:
             self.gpu_s, self.at_s = self.now(now_s, half_life_s), now_s
         self.gpus += gpus
         self.gangs += gangs
@@ -68,7 +68,7 @@ class Node:
     """
 
     __slots__ = (
-        "domains", "path", "spec", "trial_domains", "trial_gangs", "trial_gpus", "trial_users", "used", "users"
+        "domains", "going_domains", "going_gpus", "path", "spec", "trial_domains", "trial_gangs", "trial_gpus", "trial_users", "used", "users"
     )  # fmt: skip
 
     def __init__(self, spec: Queue) -> None:
@@ -81,6 +81,8 @@ class Node:
         self.path: tuple[Node, ...] = ()
         """From this queue to its root."""
         self.trial_gpus = self.trial_domains = self.trial_gangs = 0
+        self.going_gpus = self.going_domains = 0
+        """Of what is held, what gangs that leave will give up."""
         self.trial_users: dict[str, tuple[int, int]] = {}
         """User -> (GPUs, gangs)."""
 
@@ -126,9 +128,10 @@ class Node:
         """
         spec = self.spec
         gpus, domains = (1, 1) if straddle else (charge.gpus, charge.domains)
-        if spec.quota_gpus is not None and self.gpus - gpus < spec.quota_gpus:
+        if spec.quota_gpus is not None and self.gpus - self.going_gpus - gpus < spec.quota_gpus:
             return False
-        return spec.quota_domains is None or self.micro_domains - domains >= micro(spec.quota_domains)
+        left = self.micro_domains - self.going_domains - domains
+        return spec.quota_domains is None or left >= micro(spec.quota_domains)
 
 
 def micro(domains: float) -> int:
@@ -193,9 +196,17 @@ class QueueTree:
         gpus, count = node.trial_users.get(user, (0, 0))
         node.trial_users[user] = (gpus + charge.gpus * gangs, count + gangs)
 
+    def depart(self, name: str, charge: Charge) -> None:
+        """So much of what the queue holds is about to be given up, until `end_trial`."""
+        for above in self.node(name).path:
+            above.going_gpus += charge.gpus
+            above.going_domains += charge.domains
+            self._tried[above.spec.name] = None
+
     def end_trial(self) -> None:
         for name in self._tried:
             node = self.nodes[name]
+            node.going_gpus = node.going_domains = 0
             node.trial_gpus = node.trial_domains = node.trial_gangs = 0
             node.trial_users.clear()
         self._tried.clear()
@@ -220,7 +231,7 @@ class QueueTree:
         if use is None:
             used = node.users.get(user)
             use = known[name, user] = 0.0 if used is None else used.now(now_s, half_life_s) * rate
-        found.append(use)
+        found.append(use + node.trial_users.get(user, (0, 0))[0])
         return tuple(found)
 
     def refuses(self, name: str, user: str, charge: Charge) -> str | None:

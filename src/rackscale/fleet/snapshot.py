@@ -46,6 +46,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     ready_s: list[tuple[int, float]]
     closures: list[tuple[int, str, int]]
     back_s: list[tuple[int, int, float]]
+    deadline_s: list[tuple[int, int, float]]
     history: list[tuple[int, int, tuple[float, ...]]]
     suspects: list[tuple[int, int]]
     windows: list[Window]
@@ -77,13 +78,18 @@ def write(state: FleetState) -> bytes:
         ready_s=sorted(health.ready_s.items()),
         closures=sorted((d, why, mask) for (d, why), mask in health.closures.items()),
         back_s=sorted((d, node, at_s) for (d, node), at_s in health.back_s.items()),
+        deadline_s=sorted((d, node, at_s) for (d, node), at_s in health.deadline_s.items()),
         history=sorted((d, node, times) for (d, node), times in health.history.items()),
         suspects=list(health.suspects),
         windows=[window for window in calendar.coming if window.name != EXPIRED],
         begun=sorted(calendar.open.values()),
         maintenance=list(calendar.maintenance.values()), bookings=list(calendar.bookings.values()),
         holding=calendar.holding, reserved=state.reserved, policy=state.policy, queues=list(state.queues.values()),
-        uses=[QueueUse(name=n, used=node.used, users=node.users) for n, node in sorted(state.tree.nodes.items())],
+        uses=[
+            QueueUse(name=n, used=node.used, users=node.users)
+            for n, node in sorted(state.tree.nodes.items())
+            if node.users or node.used != Used()  # asking about a queue that nobody configured leaves no trace
+        ],
         queue_evictions=state.queue_evictions,
         evacuating={
             name: (None if at_s == float("-inf") else at_s, why)
@@ -134,6 +140,7 @@ def _machines(state: FleetState, value: Snapshot) -> None:
         if why == EXPIRED:
             calendar.begin(why, d)
     health.back_s = {(d, node): at_s for d, node, at_s in value.back_s}
+    health.deadline_s = {(d, node): at_s for d, node, at_s in value.deadline_s}
     health.history = {(d, node): times for d, node, times in value.history}
     health.suspects = dict.fromkeys(value.suspects)
     for d in range(len(value.domains)):

@@ -13,6 +13,7 @@ from math import inf
 
 from rackscale import events as ev
 from rackscale.fleet.gangs import Ended, Gang, Status, Waiting, remaining_s
+from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.machines import Machines
 from rackscale.fleet.occupancy import Occupancy, mask_of
 from rackscale.fleet.queues import NOTHING, QueueTree
@@ -62,6 +63,8 @@ class FleetState:
         """Cancelled gangs that have not been told yet."""
         self.evacuating: dict[str, tuple[float, str]] = {}
         """Gangs that must leave their nodes and have not been told yet -> (when to tell them, why)."""
+        self.tell_s = inf
+        """When the first of those must be told who joined them since the last decision began to be folded."""
         self.leaving: dict[str, None] = {}
         self.elastic: dict[str, None] = {}
         """Elastic gangs that hold nodes."""
@@ -154,6 +157,8 @@ class FleetState:
                 self.machines.add(spec)
             else:
                 self.machines.health.deliver(d)
+                if spec.expires_s != self.domains[d].expires_s:
+                    self.machines.extend(d, spec.expires_s)
                 self.machines.refresh(d)
         self.dirty = True
 
@@ -162,6 +167,8 @@ class FleetState:
             d = self.index[name]
             self.machines.extend(d, event.expires_s)
             self._look_again(d)
+            if event.expires_s is not None:
+                self._send(d, self.machines.health.full[d], event.expires_s, EXPIRED)
         self.dirty = True
 
     def _configured(self, event: ev.Configured) -> None:
@@ -240,12 +247,9 @@ class FleetState:
     def _drained(self, event: ev.Drained) -> None:
         d = self.index[event.domain]
         mask = self.machines.mask(d, event.nodes)
-        self.drained[d] |= mask
+        self.machines.health.drain(d, mask, event.deadline_s)
         self._health(d)
-        if event.deadline_s is None:
-            self._send(d, mask, AT_ONCE, "drain")
-        else:
-            self._send(d, mask, event.deadline_s, "drain")
+        self._send(d, mask, AT_ONCE if event.deadline_s is None else event.deadline_s, "drain")
 
     def _send(self, d: int, mask: int, by_s: float, why: str) -> None:
         """Gangs on these nodes must have left by then; those that are told to leave earlier stay so."""
@@ -260,6 +264,7 @@ class FleetState:
         tell_s = by_s - self.jobs[gang.job].durability.grace_s
         if tell_s < self.evacuating.get(gang.name, (inf, ""))[0]:
             self.evacuating[gang.name] = (tell_s, why)
+            self.tell_s = min(self.tell_s, tell_s)
         self.dirty = True
 
     def _undrained(self, event: ev.Undrained) -> None:
@@ -279,8 +284,9 @@ class FleetState:
         """When the gang must leave the nodes that it holds: they are drained, or go out of use."""
         calendar, health = self.machines.calendar, self.machines.health
         for d, mask in self.machines.masks(gang.binding):
-            if health.drained[d] & mask:
-                self.evacuate(gang, AT_ONCE, "drain")
+            by_s = health.leave_by_s(d, mask)
+            if by_s < inf:
+                self.evacuate(gang, by_s, "drain")
             for window in calendar.on.get(d, ()):
                 if window.mask & mask:
                     self.evacuate(gang, window.start_s, window.code)

@@ -70,20 +70,29 @@ def begin_bookings(cycle: Cycle) -> None:
             cycle.promises.keep(f"@{booking.name}")
             cycle.keep(binding)
             cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
-        elif cycle.due and state.policy.preemption:
-            _clear(cycle, booking, wants, offer, reason)
+            cycle.retry = True  # its jobs start there
+        elif not _tries(cycle, booking) or not _clear(cycle, booking, wants, offer, reason):
+            cycle.wakes.append(cycle.now_s + state.policy.preemption_retry_s)
 
 
-def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Reason) -> None:
+def _tries(cycle: Cycle, booking: Booking) -> bool:
+    """Whether room is to be cleared for the booking now: at its start, and when it is due."""
+    return cycle.state.policy.preemption and (cycle.due or booking.start_s > cycle.state.decided_s)
+
+
+def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Reason) -> bool:
     state = cycle.state
     priority = state.policy.priorities.get(booking.priority, 0)
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
     clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, Charge())))
-    if clearing is not None:
-        cycle.promises.keep(f"@{booking.name}")
-        cycle.keep(clearing.binding)
-        cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
-        evict(cycle, clearing, f"@{booking.name}", priority)
+    if clearing is None:
+        return False
+    cycle.promises.keep(f"@{booking.name}")
+    cycle.keep(clearing.binding)
+    cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
+    evict(cycle, clearing, f"@{booking.name}", priority)
+    cycle.retry = True
+    return True
 
 
 def next_s(state: FleetState, now_s: float) -> float:

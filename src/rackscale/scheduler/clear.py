@@ -111,6 +111,7 @@ def evict(cycle: Cycle, found: Clearing, for_gang: str, priority: int) -> None:
         shrunk = found.shrunk.get(name)
         if shrunk is not None:
             cycle.move(victim, shrunk.binding, Reason(code="shrunk-for", for_gang=for_gang), shrunk.choice)
+            cycle.depart(victim, shrunk.binding)
         else:
             code = "preempted-for" if victim.priority < priority else "reclaimed-for"
             cycle.send_away(victim, code, for_gang)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -15,6 +16,28 @@ from rackscale.fleet.state import FleetState
 from rackscale.scheduler.order import Key, Order
 from rackscale.scheduler.price import cost
 from rackscale.scheduler.promises import Promises
+
+
+@contextmanager
+def what_if(state: FleetState, now_s: float, *, due: bool) -> Iterator[Cycle]:
+    """A decision that is tried: at the end all that it held, claimed, gave and took is taken back. They do not nest."""
+    machines = state.machines
+    machines.now_s = now_s
+    cycle = Cycle(state, now_s, due=due)
+    machines.gpu.occupancy.begin()
+    machines.cpu.occupancy.begin()
+    if state.tree.guaranteed:
+        for name in state.leaving:
+            gang = state.gangs[name]
+            cycle.depart(gang, gang.claim)
+    try:
+        yield cycle
+    finally:
+        machines.gpu.occupancy.end()
+        machines.cpu.occupancy.end()
+        state.tree.end_trial()
+        for d in cycle.touched:
+            machines.horizon.touch(d)
 
 
 class Blocked(NamedTuple):
@@ -74,6 +97,12 @@ class Cycle:
         self.state.machines.horizon.touch(d)
         self.promises.changed(1 << d)
         self.touched.add(d)
+
+    def depart(self, gang: Gang, binding: Binding) -> None:
+        """The gang will soon hold no more than `binding`: its queue's guarantee counts that already."""
+        after = self.state.machines.charge(binding)
+        gpus, domains = gang.charge.gpus - after.gpus, gang.charge.domains - after.domains
+        self.state.tree.depart(gang.queue, Charge(max(0, gpus), max(0, domains)))
 
     def give(self, gang: Gang, charge: Charge) -> None:
         self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, charge, 1)

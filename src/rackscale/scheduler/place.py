@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from math import inf
+from typing import NamedTuple
 
 from rackscale.events import Reason, Refuse, Segment
-from rackscale.fleet.gangs import Gang, WaitClass
+from rackscale.fleet.gangs import Gang, WaitClass, remaining_s
 from rackscale.fleet.machines import Books
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
-from rackscale.fleet.queues import Charge, segment_charge
+from rackscale.fleet.queues import Charge
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, ever_fits, place
@@ -125,18 +126,11 @@ def least_charge(cycle: Cycle, job: Job, choice: int) -> Charge:
     """What the choice would cost the queue at least."""
     if job.cpu_only:
         return Charge()
-    offer = job.choices[choice]
-    shape = offer.shape
-    groups = [
-        group
-        for group in cycle.state.topology.groups(offer.system or job.system, job.cluster)
-        if group.largest >= shape.nodes_held_per_segment
-    ]
-    if not groups:
-        return Charge()
-    gpus = min(group.gpus_per_node for group in groups)
-    domains = min(segment_charge(shape.nodes_held_per_segment, group.largest) for group in groups)
-    return Charge(shape.nodes_held * gpus, shape.segments * domains)
+    shape, system = job.shape, job.system
+    if choice:
+        offer = job.offers[choice - 1]
+        shape, system = offer.shape, offer.system or system
+    return Charge(*cycle.state.topology.floor(shape, system, job.cluster))
 
 
 def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
@@ -147,34 +141,51 @@ def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
     return found
 
 
-def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
-    """Where the gang fits now, promises to others and what is planned for the domains respected."""
+class Closed(NamedTuple):
+    """Sets of domains that a gang may not use, whatever room they have."""
+
+    shut: int = 0
+    """They go out of use before it is expected to end."""
+    promised: int = 0
+    """Others ahead of it were promised them."""
+    siblings: int = 0
+    """Other replicas of its service are near."""
+
+
+def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Closed:
+    """Where the gang may not go in this shape."""
     state, shape = cycle.state, offer.shape
     machines = state.machines
     if job.cpu_only:
-        return place(state, offer, job, books=machines.cpu.occupancy, avoid=_cpu_avoid(cycle, job))
-    avoid = 0
+        return Closed(_cpu_avoid(cycle, job))
+    shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
         stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
         until_s = cycle.now_s + stays_s
         assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
-        avoid = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
-        avoid |= cycle.promises.closed(key, until_s, nodes)
+        shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
+        promised = cycle.promises.closed(key, until_s, nodes)
     near = job.nearness
-    if near.apart is None or job.kind != "service":
-        return place(state, offer, job, avoid=avoid)
-    others = siblings(cycle, job)
-    if near.apart_required:
-        return place(state, offer, job, avoid=avoid | others)
-    return place(state, offer, job, avoid=avoid, shun=others)
+    return Closed(shut, promised, 0 if near.apart is None or job.kind != "service" else siblings(cycle, job))
+
+
+def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
+    """Where the gang fits now, promises to others and what is planned for the domains respected."""
+    shut, promised, others = closed(cycle, key, cls, job, offer)
+    books = cycle.state.machines.books(job).occupancy
+    if job.nearness.apart_required:
+        return place(cycle.state, offer, job, books=books, avoid=shut | promised | others)
+    return place(cycle.state, offer, job, books=books, avoid=shut | promised, shun=others)
 
 
 def _cpu_avoid(cycle: Cycle, job: Job) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
     lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
     last_s = cycle.now_s + job.durability.restart_s + lasts_s
-    return calendar.shut(last_s, last_s, job.shape.nodes_per_segment, occupancy)
+    shape = job.shape
+    nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
+    return calendar.shut(last_s, last_s, nodes, occupancy)
 
 
 def siblings(cycle: Cycle, job: Job) -> int:
@@ -210,7 +221,7 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
                 return False
             cycle.give(gang, charge)
         elif state.tree.half_life_s is not None:
-            cycle.give(gang, Charge(offer.shape.nodes_held, 0))
+            cycle.give(gang, state.machines.charge(binding))
     reason = Reason(code="fits", free_nodes_left=found.free_nodes_left)
     cycle.start(gang, binding, reason, choice)
     return True
@@ -233,16 +244,16 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     binding = calendar.holding.get(job.booking or "")
     if binding is None or cycle.now_s >= calendar.bookings[job.booking or ""].end_s:
         return LIMITED
-    lasts_s = job.duration_s
-    ends_s = cycle.now_s + job.durability.restart_s + (lasts_s or 0.0)
-    if ends_s > calendar.bookings[job.booking or ""].end_s:
-        return LIMITED
+    left_s = remaining_s(gang, job)
+    time_s = calendar.bookings[job.booking or ""].end_s - cycle.now_s - job.durability.restart_s
     free: dict[int, int] = {}
     for d, mask in state.machines.masks(binding):
         free[d] = free.get(d, 0) | (mask & state.occupancy.up[d] & ~state.occupancy.held[d])
     for choice in ranked(state.topology, state.policy, job):
         offer = job.choices[choice]
-        found = _segments_in(cycle, free, offer)
+        if left_s < inf and left_s / offer.throughput > time_s:
+            continue
+        found = _segments_in(cycle, job, free, offer)
         if found is not None and refused(cycle, gang, job, state.machines.charge(found)) is None:
             cycle.give(gang, state.machines.charge(found))
             cycle.start(gang, found, Reason(code="fits", window=job.booking), choice)
@@ -250,12 +261,13 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     return LIMITED
 
 
-def _segments_in(cycle: Cycle, free: dict[int, int], offer: Offer) -> tuple[Segment, ...] | None:
+def _segments_in(cycle: Cycle, job: Job, free: dict[int, int], offer: Offer) -> tuple[Segment, ...] | None:
     """Segments on these free nodes, the fullest domains first; None where they don't fit."""
     shape, domains = offer.shape, cycle.state.domains
     held, segments = shape.nodes_held_per_segment, list[Segment]()
     for d, mask in sorted(free.items(), key=lambda item: (item[1].bit_count(), item[0])):
-        if offer.system not in (None, domains[d].system):
+        system = offer.system or job.system
+        if system not in (None, domains[d].system) or job.cluster not in (None, domains[d].cluster):
             continue
         left = mask
         while left.bit_count() >= held and len(segments) < shape.segments:

@@ -76,9 +76,10 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
         left = dead[len(own) :]
         if not left:
             continue
-        if occupancy.free[d].bit_count() >= len(left):
+        free = occupancy.free[d] | _booked(cycle, gang, d)
+        if free.bit_count() >= len(left):
             code = "spare" if code == "own-spare" else code
-            spares = lowest_nodes(occupancy.free[d], len(left))
+            spares = _staying(cycle, d, free, len(left), gang.end_s)
             occupancy.hold(d, mask_of(spares))
             cycle.changed(d)
             for node, spare in zip(left, spares, strict=True):
@@ -90,6 +91,21 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
             return _shrink(cycle, gang, where)
         binding, code = (*binding[:at], moved, *binding[at + 1 :]), "moved-segment"
     return binding, code, where, gang.choice
+
+
+def _booked(cycle: Cycle, gang: Gang, d: int) -> int:
+    """Nodes of domain d that the gang's booking keeps, and nobody uses."""
+    state = cycle.state
+    held = state.machines.calendar.holding.get(state.jobs[gang.job].booking or "", ())
+    kept = sum(mask for at, mask in state.machines.masks(held) if at == d)
+    return kept & state.occupancy.up[d] & ~state.occupancy.held[d]
+
+
+def _staying(cycle: Cycle, d: int, free: int, count: int, until_s: float) -> tuple[int, ...]:
+    """The lowest free nodes, those last that go out of use before the gang is expected to end."""
+    busy = cycle.state.machines.calendar.busy(d, until_s)
+    first = lowest_nodes(free & ~busy, min(count, (free & ~busy).bit_count()))
+    return first + lowest_nodes(free & busy, count - len(first))
 
 
 def _replace(binding: Binding, at: int, dead: int, by: int) -> Binding:
