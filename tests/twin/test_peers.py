@@ -26,9 +26,12 @@ def synthetic() -> tuple[list[Record], list[Record]]:
     stream = Random("records")
     research = [
         Record(
-            START_S + stream.randrange(24) * 3600.0 * 3, stream.expovariate(1 / 9000.0) + 60.0, gpus, f"{n % 3}"
+            START_S + stream.randrange(24) * 3600.0 * 3,
+            stream.expovariate(1 / 9000.0) + 60.0,
+            gpus,
+            f"{n % 3}",
         )
-        for n in range(300)
+        for n in range(600)
         for gpus in (stream.choice((1, 1, 1, 1, 2, 4, 8, 16)),)
     ]
     production = [
