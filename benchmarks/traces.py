@@ -251,6 +251,10 @@ def main() -> None:
         "--guarantee", type=float, default=recorded.Mix().guarantee, metavar="Q",
         help="quantile in time of production's demand that its quota covers",
     )  # fmt: skip
+    parser.add_argument(
+        "--research", type=float, default=recorded.Mix().research_share, metavar="S",
+        help="share of the rest that is guaranteed to the virtual clusters",
+    )  # fmt: skip
     parser.add_argument("--days", type=float, default=None, metavar="D", help="instead of the scale's")
     parser.add_argument("--data", type=Path, default=None, help="the folder with the records")
     parser.add_argument("--json", action="store_true")
@@ -261,7 +265,7 @@ def main() -> None:
     rows = compare(
         recorded.read(data / "philly_first_half.parquet"), recorded.read(data / "acme_kalos_completed.parquet"),
         scale=args.scale, loads=args.loads, seeds=args.seeds, schedulers=args.schedulers,
-        mix=recorded.Mix(guarantee=args.guarantee), days=args.days,
+        mix=recorded.Mix(guarantee=args.guarantee, research_share=args.research), days=args.days,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     print(json.dumps(rows, indent=2)) if args.json else show(rows)
