@@ -244,7 +244,7 @@ def play(seed: int, steps: int = 150) -> tuple[World, Counter[str]]:
     names = 0
     for step in range(steps):
         at_s = 20.0 * step
-        jobs = []
+        jobs: list[Job] = []
         while found.state.waiting.size + len(jobs) < 12:
             names += 1
             jobs.append(of(rng.choice("ab"), f"j{names}", nodes=rng.choice((1, 2, 4))))

@@ -171,6 +171,9 @@ class Machines:
 
     # -- horizon.Source ----------------------------------------------------------------------------------------------
 
+    def area(self, d: int) -> int:
+        return self.topology.group_of[d].number
+
     def spare(self, d: int) -> int:
         return self.gpu.occupancy.spares[d]
 

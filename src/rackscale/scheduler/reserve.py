@@ -28,6 +28,9 @@ LOOK_AHEAD = 512
 """Domains looked at for one reservation beyond those it needs, in order of time."""
 
 
+PLAIN = Nearness()
+
+
 class Wanted(NamedTuple):
     """Somebody who needs room in the future."""
 
@@ -59,9 +62,11 @@ def reserve(cycle: Cycle) -> None:
         found = soonest(cycle, wanted, kept.ahead)
         if found is not None:
             kept.promise(BOOKING + name, 0, found, booking.shape)
+    if not cycle.due:
+        kept.stand()
     for gang in _first(cycle):
         job = state.jobs[gang.job]
-        best = earliest(cycle, gang, job, kept.ahead)
+        best = None if gang.name in kept.names else earliest(cycle, gang, job, kept.ahead)
         if best is not None:
             choice, found = best
             kept.promise(gang.name, choice, found, job.choices[choice].shape)
@@ -83,6 +88,19 @@ class _Kept:
         self.cycle = cycle
         self.names: set[str] = set()
         self.ahead: dict[int, int] = {}
+
+    def stand(self) -> None:
+        """Between renewals, gangs keep what they were promised; newcomers are promised what is left."""
+        state = self.cycle.state
+        for name, reserve in state.reserved.items():
+            gang = state.gangs.get(name)
+            if gang is None or name in self.names or not _still_waits(self.cycle, name):
+                continue
+            self.names.add(name)
+            nodes = state.jobs[gang.job].choices[reserve.choice].shape.nodes_held_per_segment
+            for domain in reserve.domains:
+                d = state.index[domain]
+                self.ahead[d] = self.ahead.get(d, 0) + nodes
 
     def promise(self, name: str, choice: int, found: Found, shape: Shape) -> None:
         """Say it where it is news."""
@@ -107,25 +125,23 @@ class _Kept:
 def _first(cycle: Cycle) -> list[Gang]:
     """The first gangs in line for which there is no room, as many as get reservations.
 
-    When it is not due, only those that had one and those that have just come are looked at.
+    When it is not due, those that have one keep it, and newcomers get what is left of the number.
     """
-    state, order = cycle.state, cycle.order
+    state = cycle.state
     most = state.policy.reservations
     gone = {getattr(a, "gang", "") for a in cycle.actions if not isinstance(a, Unreserve)} | cycle.claimed
-    found: list[tuple[Key, str]] = []
-    for key, name in _in_line(cycle):
+    if not cycle.due:
+        most -= sum(name in state.gangs and name not in gone for name in state.reserved)
+    found: list[Gang] = []
+    if most <= 0:
+        return found
+    for _, name in _in_line(cycle):
+        if name in gone or (not cycle.due and name in state.reserved):
+            continue
+        found.append(state.gangs[name])
         if len(found) == most:
             break
-        if name not in gone:
-            found.append((key, name))
-    if not cycle.due:
-        known = {name for _, name in found}
-        found += [
-            (order.of(state.gangs[name]), name)
-            for name in state.reserved
-            if name in state.gangs and name not in gone and name not in known
-        ]
-    return [state.gangs[name] for _, name in sorted(found)[:most]]
+    return found
 
 
 def _in_line(cycle: Cycle) -> Iterator[tuple[Key, str]]:
@@ -170,20 +186,23 @@ def soonest(cycle: Cycle, wanted: Wanted, ahead: dict[int, int]) -> Found | None
     for group in cycle.state.topology.groups(wanted.system, wanted.cluster):
         if group.largest < wanted.shape.nodes_held_per_segment:
             continue
-        found = _soonest_in(cycle, group, wanted, ahead)
+        found = _soonest_in(cycle, group, wanted, ahead, inf if best is None else best.start_s)
         if found is not None and (best is None or found.start_s < best.start_s):
             best = found
     return best
 
 
-def _soonest_in(cycle: Cycle, group: Group, wanted: Wanted, ahead: dict[int, int]) -> Found | None:
+def _soonest_in(
+    cycle: Cycle, group: Group, wanted: Wanted, ahead: dict[int, int], before_s: float
+) -> Found | None:
+    """The soonest room in one group of domains, if it is before `before_s`."""
     topology, near = cycle.state.topology, wanted.nearness
     segments = wanted.shape.segments
     by_unit: dict[int, list[int]] = {}
     used: dict[int, int] = {}
     """Unit -> domains that no other segment may use."""
     for looked, (at_s, d) in enumerate(_candidates(cycle, group, wanted, ahead)):
-        if looked > segments + LOOK_AHEAD and near == Nearness():
+        if at_s >= before_s or (looked > segments + LOOK_AHEAD and near == PLAIN):
             return None
         unit = topology.unit(near.within, d) if near.within is not None else 0
         if near.spread not in (None, "domain"):
@@ -205,16 +224,20 @@ def _candidates(
     horizon, nodes = state.machines.horizon, shape.nodes_held_per_segment
     most = group.largest // nodes if shape.may_share_domain and wanted.nearness.spread is None else 1
     counts = range(1, min(most, shape.segments) + 1)
-    streams = [horizon.soonest(count * nodes, cycle.now_s) for count in counts]
+    streams = [horizon.soonest(count * nodes, cycle.now_s, group.number) for count in counts]
+    if not ahead and len(streams) == 1 and not state.machines.calendar.on:
+        yield from streams[0]
+        return
     taken = sorted(
         (horizon.when(d, held + count * nodes, cycle.now_s), d)
         for d, held in ahead.items()
+        if group.domains >> d & 1
         for count in counts
     )
     free = (pair for pair in heapq.merge(*streams) if pair[1] not in ahead)
     for at_s, d in heapq.merge(free, (pair for pair in taken if pair[0] < inf)):
         start_s = max(at_s, wanted.not_before_s) if at_s > NOW else wanted.not_before_s
-        if group.domains >> d & 1 and _open(cycle, d, start_s, start_s + wanted.lasts_s, nodes):
+        if _open(cycle, d, start_s, start_s + wanted.lasts_s, nodes):
             yield at_s, d
 
 
