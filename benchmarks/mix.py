@@ -90,10 +90,12 @@ def fleet(gpus: int) -> tuple[DomainSpec, ...]:
 
 def queues(domains: int) -> tuple[Queue, ...]:
     """The tree of queues for a fleet of so many domains."""
-    return tuple(_queue(*quota, domains) for quota in QUOTAS)
+    return tuple(
+        _queue(name, parent, quota, borrow, domains=domains) for name, parent, quota, borrow in QUOTAS
+    )
 
 
-def _queue(name: str, parent: str | None, quota: float, borrow: float | None, domains: int) -> Queue:
+def _queue(name: str, parent: str | None, quota: float, borrow: float | None, *, domains: int) -> Queue:
     if name == "foundation":
         return Queue(name=name, parent=parent, quota_domains=round(quota * domains))
     gpus = domains * 17 * 4

@@ -37,8 +37,9 @@ from rackscale.events import Action, Binding, Plan, Preempt, Reason, Segment, St
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import Occupancy, lowest_nodes, mask_of, members
 from rackscale.fleet.state import FleetState
-from rackscale.scheduler.decide import Cycle
-from rackscale.scheduler.preempt import cost
+from rackscale.scheduler.cycle import Cycle
+from rackscale.scheduler.price import cost
+from rackscale.scheduler.repair import repair, settle, withdraw
 from rackscale.workload import Job, Shape
 
 DEPTH = 500
@@ -100,16 +101,23 @@ class Fifo:
             return Plan(at_s=now_s, wake_at_s=state.wake_at_s)
         self._join(state)
         self._begun = []
-        cycle = Cycle(state, now_s, timer=timer)
-        state.occupancy.begin()
+        machines = state.machines
+        machines.now_s = now_s
+        cycle = Cycle(state, now_s, due=False)
+        machines.gpu.occupancy.begin()
+        machines.cpu.occupancy.begin()
         try:
-            cycle.settle()
-            cycle.repair()
-            cycle.withdraw()
+            settle(cycle)
+            repair(cycle)
+            withdraw(cycle)
             if self._start(state, now_s, cycle.actions):
                 self._wait(state, now_s, cycle.actions, cycle.leaving)
         finally:
-            state.occupancy.end()
+            machines.gpu.occupancy.end()
+            machines.cpu.occupancy.end()
+            state.tree.end_trial()
+            for d in cycle.touched:
+                machines.horizon.touch(d)
         return Plan(at_s=now_s, actions=tuple(cycle.actions), wake_at_s=now_s if cycle.retry else None)
 
     def _join(self, state: FleetState) -> None:
@@ -222,7 +230,8 @@ class Easy(Fifo):
     def _reserve(self, state: FleetState, head: Gang, now_s: float) -> tuple[float, int, int]:
         """When enough nodes are expected to be free for the head, how many more will be then, and where it starts.
 
-        A count knows no place: the set of domains is empty. Those that others were sent away for have their nodes reserved with the head's.
+        A count knows no place: the set of domains is empty. Those that others were sent away for have their nodes
+        reserved with the head's.
         """
         need = sum(state.jobs[state.gangs[name].job].shape.nodes for name in self._owed | {head.name})
         free = _free(state)
@@ -381,8 +390,12 @@ class Racks(Easy):
         chosen = sorted(fits)[: shape.segments]
         if len(chosen) < shape.segments:
             return inf, _free(state), 0
-        owed = sum(state.jobs[state.gangs[name].job].shape.nodes for name in self._owed if name != head.name)
-        return chosen[-1][0], max(0, _free(state) - owed), sum(1 << d for _, _, d in chosen)
+        others = self._owed - {head.name}
+        owed = sum(state.jobs[state.gangs[name].job].shape.nodes for name in others)
+        shadow_s = (
+            now_s if others else chosen[-1][0]
+        )  # what passes the head must not take what others are owed
+        return shadow_s, max(0, _free(state) - owed), sum(1 << d for _, _, d in chosen)
 
 
 class Scatter(Easy):
@@ -407,11 +420,12 @@ def _end_s(state: FleetState, gang: Gang, now_s: float) -> float:
     job = state.jobs[gang.job]
     if gang.status is Status.LEAVING:
         return max(now_s, gang.since_s + job.durability.grace_s)
-    if job.duration_s is None:
-        return inf
-    left_s = job.duration_s - gang.kept_s
-    if gang.running_s is None:
-        end_s = (gang.started_s or now_s) + job.durability.restart_s + left_s
+    if gang.binding:
+        end_s = inf if gang.expected_end_s is None else gang.expected_end_s
     else:
-        end_s = now_s - gang.at_risk_s(now_s) + left_s
-    return end_s if end_s > now_s else now_s + OVERRUN * job.duration_s
+        end_s = (
+            now_s
+            + job.durability.restart_s
+            + (inf if job.duration_s is None else job.duration_s - gang.kept_s)
+        )
+    return end_s if end_s > now_s else now_s + OVERRUN * (job.duration_s or 0.0)

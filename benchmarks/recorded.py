@@ -13,7 +13,8 @@ How the records become work (what is assumed is marked so):
 - The fleet is as many UltraServers as make the offered load what is asked for. Offered load: nodes that would be held
   on average if every job started at once, over what the fleet can give (one node per domain stays spare). So all loads
   and all schedulers see the same jobs.
-- Production has a quota of `PRODUCTION_QUOTA` of the fleet (assumed), the virtual clusters share the rest in
+- Production's quota is what it would hold at its 99th percentile in time if every job started at once (assumed: an
+  operator guarantees production its bursts), at most `MOST_QUOTA` of the fleet. The virtual clusters share the rest in
   proportion to their recorded use. Anybody may borrow. Of other jobs 30 % are low priority, the rest normal (assumed).
 - Production saves every 20 minutes, others every 30 (assumed; a survey of 40 training runs saw a median of 40). A
   share of the jobs that are said to be short never save (assumed; see `Mix`).
@@ -47,7 +48,8 @@ START_DAY = 21
 PERIOD_S = 90 * DAY_S
 """What the Kalos record covers."""
 COPIES = 4
-PRODUCTION_QUOTA = 0.4
+QUOTA_QUANTILE = 0.99
+MOST_QUOTA = 0.7
 PRODUCTION = "production"
 HOUR_S = 3600.0
 SAVES_S, OTHERS_SAVE_S = 1200.0, 1800.0
@@ -145,8 +147,8 @@ def world(
     demand = sum(used.values())
     domains = max(largest, round(demand / load / (NODES - SPARES)))
     return World(
-        fleet=_fleet(domains), queues=_queues(used, domains), submissions=submissions, until_s=until_s,
-        demand_nodes=demand,
+        fleet=_fleet(domains), queues=_queues(used, domains, _peak(arrivals, until_s)), submissions=submissions,
+        until_s=until_s, demand_nodes=demand,
     )  # fmt: skip
 
 
@@ -216,17 +218,38 @@ def _fleet(domains: int) -> tuple[DomainSpec, ...]:
     )  # fmt: skip
 
 
-def _queues(used: dict[str, float], domains: int) -> tuple[Queue, ...]:
+def _peak(arrivals: Sequence[Arrival], until_s: float) -> int:
+    """Nodes that production would hold at `QUOTA_QUANTILE` of the time if every job started at once."""
+    changes = sorted(
+        (at_s, nodes)
+        for a in arrivals
+        if a.queue == PRODUCTION
+        for at_s, nodes in ((a.at_s, a.shape.nodes), (min(until_s, a.at_s + a.duration_s), -a.shape.nodes))
+    )
+    spent_s: dict[int, float] = defaultdict(float)
+    held, since_s = 0, 0.0
+    for at_s, nodes in changes:
+        spent_s[held] += at_s - since_s
+        held, since_s = held + nodes, at_s
+    spent_s[0] += until_s - since_s
+    below_s = 0.0
+    for held in sorted(spent_s):
+        below_s += spent_s[held]
+        if below_s >= QUOTA_QUANTILE * until_s:
+            return held
+    raise AssertionError("the time adds up to the whole")
+
+
+def _queues(used: dict[str, float], domains: int, peak: int) -> tuple[Queue, ...]:
     """Quotas of all queues add up to what the fleet can give, rounded down."""
-    gpus = domains * (NODES - SPARES) * GPUS_PER_NODE
+    nodes = domains * (NODES - SPARES)
+    production = min(peak, int(MOST_QUOTA * nodes))
     rest = sum(used.values()) - used[PRODUCTION]
     return tuple(
         Queue(
             name=name,
-            quota_gpus=int(
-                gpus
-                * (PRODUCTION_QUOTA if name == PRODUCTION else (1 - PRODUCTION_QUOTA) * used[name] / rest)
-            ),
+            quota_gpus=GPUS_PER_NODE
+            * (production if name == PRODUCTION else int((nodes - production) * used[name] / rest)),
         )
         for name in sorted(used)
     )

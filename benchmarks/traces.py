@@ -7,16 +7,18 @@
 run in the same twin, with the same jobs, failures and seeds. The records lie beside the project in
 ../shared/data/jobs; without them there is nothing to compare.
 
-What is measured, from the end of the warm-up on:
+What is measured, for gangs submitted after the warm-up:
 
     wait       from submission to the first start. Gangs that never started count as having waited until the end, at
                least; those submitted in the last day are left out.
-    occupancy  share of all GPUs that gangs hold, sampled every hour
-    GFR        share of domains that are partly held: some room, but less than a whole-domain segment needs
-    stranded   share of the free room that lies in such domains
-    lost       work that was done and has to be done again, of all GPU-time (the ledger's, over the whole run)
-    overhead   checkpointing, leaving and starting again because of preemption, of all GPU-time
-    useful     productive GPU-time, of all
+and over the whole run, as `rackscale quality` defines them:
+
+    occupancy  SOR: GPU-time that gangs held, of all delivered
+    useful     productive GPU-time, of all delivered
+    lost       work that has to be done again, of all delivered; by the scheduler: because it sent gangs away
+    overhead   checkpointing, leaving and starting again because it sent gangs away, of all delivered
+    GFR        domains in use that have idle nodes left beyond their spares, of all
+    stranded   GPU-time of those nodes, of all that was free
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import peers, recorded
-from benchmarks.recorded import DAY_S, GPUS_PER_NODE, NODES, SEGMENT, Record, World
+from benchmarks.recorded import DAY_S, GPUS_PER_NODE, NODES, Record, World
+from rackscale.capacity.waits import quantile
 from rackscale.control import Decide
 from rackscale.events import Configured, Decided, Delivered, Event, Start, Submitted
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 from rackscale.spec import Failures
 from rackscale.twin import Rehearsal, TwinExecutor, play
-from rackscale.twin.tally import quantile
 from rackscale.workload import Policy
 
 SCHEDULERS: dict[str, Callable[[], Decide]] = {
@@ -53,7 +55,8 @@ POLICY = Policy()
 """The full policy, as it is by default."""
 LOADS = (0.7, 0.85, 0.95)
 SEEDS = (1, 2, 3)
-SAMPLE_S = 3600.0
+SENT_AWAY = ("preempted", "reclaimed", "shrunk", "moved")
+"""Causes in the ledger that are the scheduler's doing."""
 SCALES: dict[str, dict[str, float]] = {
     "full": {"days": 26.0, "warm_days": 2.0, "cool_days": 1.0, "thin": 1.0, "largest": 16},
     "small": {"days": 4.0, "warm_days": 1.0, "cool_days": 0.5, "thin": 0.25, "largest": 4},
@@ -62,23 +65,15 @@ QUANTILES = (0.5, 0.95, 0.99)
 CLASSES = ("production", "research 9-32 nodes", "research 2-8 nodes", "research 1 node")
 
 
-class Meter:
-    """A listener: waits by class, and samples of the fleet's state."""
+class Waits:
+    """A listener: waits from submission to the first start, by class."""
 
-    def __init__(self, state: FleetState, *, warm_s: float, cool_s: float) -> None:
-        self._state, self._warm_s, self._cool_s = state, warm_s, cool_s
-        self._next_s = warm_s
+    def __init__(self, *, warm_s: float, cool_s: float) -> None:
+        self._warm_s, self._cool_s = warm_s, cool_s
         self._open: dict[str, tuple[str, float]] = {}
         self._waits: dict[str, list[tuple[float, bool]]] = defaultdict(list)
-        self.held: list[float] = []
-        self.broken: list[float] = []
-        self.stranded: list[float] = []
-        """Where nothing is free there is nothing to strand: no sample."""
 
     def __call__(self, event: Event) -> None:
-        if event.at_s >= self._next_s:
-            self._sample()
-            self._next_s += SAMPLE_S * (1 + (event.at_s - self._next_s) // SAMPLE_S)
         match event:
             case Submitted(at_s=at_s, job=job) if self._warm_s <= at_s < self._cool_s:
                 self._open[job.name] = (kind(job.queue, job.shape.nodes), at_s)
@@ -88,21 +83,7 @@ class Meter:
                         name, at_s = self._open.pop(action.gang)
                         self._waits[name].append((event.at_s - at_s, False))
 
-    def _sample(self) -> None:
-        occupancy = self._state.occupancy
-        held = sum(mask.bit_count() for mask in occupancy.held)
-        rooms = [room for room in occupancy.room if room]
-        broken = [
-            room
-            for room, mask in zip(occupancy.room, occupancy.held, strict=True)
-            if 0 < room < SEGMENT and mask
-        ]
-        self.held.append(held / sum(mask.bit_count() for mask in occupancy.full))
-        self.broken.append(len(broken) / len(occupancy.room))
-        if rooms:
-            self.stranded.append(sum(broken) / sum(rooms))
-
-    def waits(self, until_s: float) -> dict[str, dict[str, Any]]:
+    def answer(self, until_s: float) -> dict[str, dict[str, Any]]:
         """Quantiles by class, seconds; `open` counts those that never started, with their waits so far."""
         waits = {name: list(found) for name, found in self._waits.items()}
         for name, at_s in self._open.values():
@@ -136,28 +117,30 @@ def measure(world: World, scheduler: str, *, seed: int, warm_s: float, cool_s: f
             Delivered(at_s=0.0, domains=world.fleet),
         ),
     )  # fmt: skip
-    meter = Meter(state, warm_s=warm_s, cool_s=world.until_s - cool_s)
+    waits = Waits(warm_s=warm_s, cool_s=world.until_s - cool_s)
     started_s = time.process_time()
     found = play(
-        state, twin, until_s=world.until_s, seed=seed, listeners=(meter,), decide=SCHEDULERS[scheduler]()
+        state, twin, until_s=world.until_s, seed=seed, listeners=(waits,), decide=SCHEDULERS[scheduler]()
     )
-    gpu_h = sum(total.gpu_h for total in found.totals)
+    quality = found.quality
+    assert quality.sor is not None
+    assert quality.gfr.mean is not None
+    sent = [row for row in found.ledger if row.cause in SENT_AWAY]
+    lost_h = sum(row.gpu_h for row in sent if row.state == "lost")
     return {
         "scheduler": scheduler,
         "seed": seed,
         "load": world.load,
         "domains": len(world.fleet),
         "gpus": len(world.fleet) * NODES * GPUS_PER_NODE,
-        "waits": meter.waits(world.until_s),
-        "occupancy": mean(meter.held),
-        "gfr": mean(meter.broken),
-        "stranded": mean(meter.stranded) if meter.stranded else 0.0,
-        "lost_preempted": found.preemption_gpu_h.get("lost", 0.0) / gpu_h,
-        "lost_failed": found.failure_gpu_h.get("lost", 0.0) / gpu_h,
-        "lost": _share(found, "lost"),
-        "overhead": sum(h for what, h in found.preemption_gpu_h.items() if what != "lost") / gpu_h,
+        "waits": waits.answer(world.until_s),
+        "occupancy": quality.sor,
         "useful": _share(found, "productive"),
-        "preemptions": found.departures.get("preempted-for", 0),
+        "lost": _share(found, "lost"),
+        "lost_sent": lost_h / quality.delivered_gpu_h,
+        "overhead": (sum(row.gpu_h for row in sent) - lost_h) / quality.delivered_gpu_h,
+        "gfr": quality.gfr.mean,
+        "stranded": quality.stranded_of_free or 0.0,
         "departures": found.departures,
         "jobs": found.jobs,
         "failures": sum(found.failures.values()),
@@ -244,13 +227,13 @@ def _show_waits(rows: list[dict[str, Any]]) -> None:
 
 
 def _show_use(rows: list[dict[str, Any]]) -> None:
-    shares = ("occupancy", "useful", "lost", "lost_preempted", "overhead", "gfr", "stranded")
-    print(f"{'of all GPU-time, %':14}" + "".join(f" {name:>14}" for name in shares) + "  preempted  finished")
+    shares = ("occupancy", "useful", "lost", "lost_sent", "overhead", "gfr", "stranded")
+    print(f"{'of all GPU-time, %':14}" + "".join(f" {name:>14}" for name in shares) + "  sent away  finished")
     for scheduler, these in _by_scheduler(rows).items():
         cells = "".join(f" {mean(row[name] for row in these):14.2%}" for name in shares)
-        preempted = mean(row["preemptions"] for row in these)
+        sent = mean(sum(row["departures"].values()) for row in these)
         finished = mean(row["jobs"]["finished"] for row in these)
-        print(f"{scheduler:18}{cells} {preempted:10,.0f} {finished:9,.0f}")
+        print(f"{scheduler:18}{cells} {sent:10,.0f} {finished:9,.0f}")
     print()
 
 

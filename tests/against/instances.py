@@ -31,7 +31,7 @@ from rackscale.workload import Durability, Job, Level, Nearness, Offer, Policy, 
 from tests.against.cpsat import Box, Law, Less, Tenant
 
 T = TypeVar("T")
-FULL = False
+FULL = True
 """Whether own spares, nearness, quotas and elastic gangs are asked for."""
 NOW_S = 10_000.0
 MIN_RUNTIME_S = 500.0
@@ -225,7 +225,13 @@ def _tenant(instance: Instance, job: Job, on: Sequence[int], unsaved_s: float, g
         gpus_per_node=gpus_per_node,
         price=price,
         queue=job.queue,
-        less=tuple(Less(offer.shape, price) for offer in job.offers),
+        less=tuple(
+            Less(
+                offer.shape,
+                round(unsaved_s * gpus + job.durability.restart_s * offer.shape.nodes * gpus_per_node),
+            )
+            for offer in job.offers
+        ),
     )
 
 

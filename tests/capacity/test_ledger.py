@@ -15,10 +15,12 @@ from rackscale.capacity.ledger import FREE, Ledger
 from rackscale.events import (
     Action,
     Announced,
+    Booked,
     Cancelled,
     Checkpointed,
     Claim,
     Close,
+    Configured,
     Decided,
     Delivered,
     DomainSpec,
@@ -42,7 +44,7 @@ from rackscale.events import (
 )
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
-from rackscale.workload import Durability, Job, Shape
+from rackscale.workload import Booking, Durability, Job, Policy, Shape
 from tests.twin.story import END_S, Run, Story, stories
 
 
@@ -80,7 +82,7 @@ class Slow:
         for gang, held in state.tenants.on[d].items():
             if held & node:
                 return "starting" if state.gangs[gang].status is Status.STARTING else "in use"
-        if state.drained[d] & node:
+        if (state.drained[d] | state.machines.health.closed[d]) & node:
             return "drained"
         return "claimed" if state.occupancy.claimed[d] & node else "idle"
 
@@ -173,8 +175,12 @@ def start(
     ledger(GangRunning(at_s=10.0, gang="j", attempt=1, saves_every_s=saves_every_s))
 
 
+def decision(at_s: float, *actions: Action) -> Decided:
+    return Decided(at_s=at_s, plan=Plan(at_s=at_s, actions=actions))
+
+
 def decide(ledger: Ledger, at_s: float, *actions: Action) -> None:
-    ledger(Decided(at_s=at_s, plan=Plan(at_s=at_s, actions=actions)))
+    ledger(decision(at_s, *actions))
 
 
 def charged(ledger: Ledger, at_s: float) -> dict[tuple[str, str], float]:
@@ -318,6 +324,50 @@ def test_what_was_promised_is_missing_from_the_first_date_on_and_is_no_part_of_t
     (row,) = ledger.undelivered(120.0)
     assert (row.state, row.gpu_us) == ("undelivered", 50 * 8e6)
     assert ledger.delivered_gpu_us(120.0) == 20 * 8e6
+
+
+def test_adaptive_spares_are_idle_nodes_where_no_gang_is_large_enough() -> None:
+    ledger = Ledger()
+    # A failure an hour per GPU, repaired in an hour: 6 x 1 GPU-hours are worth more than the two of the spare.
+    policy = Policy(spares="adaptive", failures_per_gpu_hour=1.0, node_repair_s=3600.0)
+    ledger(Configured(at_s=0.0, policy=policy))
+    start(ledger)
+    ledger(Configured(at_s=100.0, policy=structs.replace(policy, failures_per_gpu_hour=0.01)))
+    ledger(Configured(at_s=150.0, policy=structs.replace(policy, spares="none")))
+    ledger(Configured(at_s=175.0, policy=structs.replace(policy, spares="fixed")))
+    found = charged(ledger, 200.0)
+    assert (found["spare", ""], found["stranded", ""]) == (125 * 2, 275 * 2)
+
+
+def test_a_live_fleet_is_adopted_with_its_closures_bookings_and_promises() -> None:
+    week = Reason(code="maintenance", window="week 7")
+    here, late = (
+        DomainSpec(name=name, system="s", nodes=6, gpus_per_node=2, cluster="c") for name in ("d", "late")
+    )
+    history: list[Event] = [
+        Delivered(at_s=0.0, domains=(here,)),
+        Announced(at_s=0.0, ready_s=50.0, domains=(late,)),
+        Booked(at_s=0.0, booking=Booking(name="b", shape=Shape(), start_s=0.0, end_s=900.0)),
+        decision(
+            10.0,
+            Hold(booking="b", binding=(Segment(domain="d", nodes=(2,)),), reason=Reason(code="booked")),
+            Close(domain="d", nodes=(3,), reason=week),
+            Close(domain="d", nodes=(4,), reason=Reason(code="lemon")),
+            Close(domain="d", nodes=(5,), reason=Reason(code="expired")),
+        ),
+    ]
+    state, ledger = FleetState(), Ledger()
+    for event in history:
+        state.fold(event)
+    ledger.adopt(state, 20.0)
+    assert charged(ledger, 120.0) == {
+        ("booked", ""): 100 * 2, ("drained", "maintenance"): 100 * 2, ("drained", "lemon"): 100 * 2,
+        ("stranded", ""): 100 * 4,
+    }  # fmt: skip
+    assert ledger.delivered_gpus() == 10
+    assert sum(row.gpu_us for row in ledger.undelivered()) == 70 * 12e6
+    decide(ledger, 130.0, Open(domain="d", nodes=None, reason=week))
+    assert charged(ledger, 140.0)["drained", "maintenance"] == 110 * 2
 
 
 def test_a_gang_without_gpus_leaves_them_to_others() -> None:

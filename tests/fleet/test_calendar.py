@@ -98,7 +98,9 @@ steps = st.lists(
 )  # fmt: skip
 
 
-@given(steps, st.sampled_from([5.0, 10.0, 15.0, inf]), st.sampled_from([5.0, 15.0, 25.0]), st.integers(1, NODES))
+@given(
+    steps, st.sampled_from([5.0, 10.0, 15.0, inf]), st.sampled_from([5.0, 15.0, 25.0]), st.integers(1, NODES)
+)
 def test_what_is_shut_is_what_looking_at_every_window_says(
     changes: list[tuple[str, int, int, int, str]], until_s: float, assumed_s: float, nodes: int
 ) -> None:

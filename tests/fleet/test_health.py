@@ -74,7 +74,7 @@ def test_a_domain_fault_on_top_of_a_node_fault_lasts_as_long_as_the_longer_repai
     found = health()
     found.fail(0, 0b0001, 0.0, 900.0, POLICY, count=True)
     found.fail(0, 0b1111, 10.0, 300.0, POLICY, count=False)
-    assert dict((mask, at_s) for at_s, mask in found.comebacks(0)) == {1: 900.0, 2: 300.0, 4: 300.0, 8: 300.0}
+    assert {mask: at_s for at_s, mask in found.comebacks(0)} == {1: 900.0, 2: 300.0, 4: 300.0, 8: 300.0}
 
 
 def test_a_node_that_fails_too_often_within_the_window_is_suspected() -> None:

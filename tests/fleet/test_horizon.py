@@ -26,7 +26,8 @@ class Hall:
 
     def changes(self, d: int) -> list[tuple[float, int]]:
         later = [
-            (overrun(end_s, 0.0, self.now_s) if end_s < inf else inf, nodes) for end_s, nodes in self.tenants[d]
+            (overrun(end_s, 0.0, self.now_s) if end_s < inf else inf, nodes)
+            for end_s, nodes in self.tenants[d]
         ]
         return [(NOW, self.free(d)), *later]
 

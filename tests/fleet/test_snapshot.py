@@ -101,7 +101,9 @@ def announced() -> World:
 
 def draining() -> World:
     found = busy()
-    found.cycle(Drained(at_s=5.0, domain=A, nodes=(0, 1), deadline_s=1000.0), Drained(at_s=5.0, domain=C, nodes=(2,)))
+    found.cycle(
+        Drained(at_s=5.0, domain=A, nodes=(0, 1), deadline_s=1000.0), Drained(at_s=5.0, domain=C, nodes=(2,))
+    )
     assert found.state.evacuating
     assert found.state.leaving
     return found
@@ -157,7 +159,10 @@ def cancelled() -> World:
 
 def adaptive() -> World:
     found = World(
-        domain(0), domain(1), domain(2), policy=Policy(spares="adaptive", failures_per_gpu_hour=1.0, node_repair_s=3600.0)
+        domain(0),
+        domain(1),
+        domain(2),
+        policy=Policy(spares="adaptive", failures_per_gpu_hour=1.0, node_repair_s=3600.0),
     )
     found.submit(timed("big", 12), replace(timed("aside", 3), cpu_only=True))
     assert found.state.occupancy.spares == [1, 0, 0]
@@ -217,7 +222,17 @@ def test_everything_that_follows_from_the_record_is_worked_out_again(make: Calla
     assert list(other.waiting) == list(state.waiting)
     for name in ("claimants", "broken", "stopping", "evacuating", "leaving", "elastic", "reserved"):
         assert set(getattr(other, name)) == set(getattr(state, name)), name
-    for name in ("failed", "drained", "closed", "absent", "ready_s", "closures", "back_s", "history", "suspects"):
+    for name in (
+        "failed",
+        "drained",
+        "closed",
+        "absent",
+        "ready_s",
+        "closures",
+        "back_s",
+        "history",
+        "suspects",
+    ):
         assert getattr(other.machines.health, name) == getattr(state.machines.health, name), name
     calendar, ours = other.machines.calendar, state.machines.calendar
     assert (calendar.coming, calendar.open, calendar.holding) == (ours.coming, ours.open, ours.holding)

@@ -40,6 +40,7 @@ class Life:
     choice: int = 0
     claim: ev.Binding = ()
     claim_choice: int = 0
+    claimed_s: float = 0.0
     cancelled: bool = False
     restarts: int = 0
     started_s: float = 0.0
@@ -102,6 +103,8 @@ class Facts:
     evictions: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(gang or @queue, day) -> departures that count."""
     seq: int = 0
+    configured_s: float = 0.0
+    """When policy and queues were last changed."""
 
     def __post_init__(self) -> None:
         self._fold: dict[type, Callable[..., None]] = {
@@ -187,6 +190,7 @@ class Facts:
 
     def _configured(self, event: ev.Configured) -> None:
         self.policy, self.queues = event.policy, {queue.name: queue for queue in event.queues}
+        self.configured_s = self.now_s
 
     def _submitted(self, event: ev.Submitted) -> None:
         if any(life.job.name == event.job.name for life in self.lives.values()):
@@ -319,7 +323,7 @@ class Facts:
 
     def _claim(self, action: ev.Claim | ev.Move) -> None:
         life = self.lives[action.gang]
-        life.claim, life.claim_choice = action.binding, action.choice
+        life.claim, life.claim_choice, life.claimed_s = action.binding, action.choice, self.now_s
         self.reserved.pop(action.gang, None)
 
     def _unclaim(self, action: ev.Unclaim) -> None:

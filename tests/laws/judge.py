@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from rackscale import events as ev
 from rackscale.workload import LEVELS, Job, Level, Offer
@@ -34,9 +34,9 @@ def check_shape(facts: Facts, job: Job, offer: Offer, binding: ev.Binding) -> No
     assert len(used) == len(set(used)), "a gang takes a node twice"
     specs = [facts.specs[segment.domain] for segment in binding]
     assert len({(spec.cluster, spec.system) for spec in specs}) == 1, "a gang spans clusters or systems"
-    assert job.cluster in (None, specs[0].cluster)
-    assert job.system in (None, specs[0].system)
-    assert offer.system in (None, specs[0].system)
+    assert job.cluster in (None, specs[0].cluster), f"{job.name} is in the wrong cluster"
+    assert job.system in (None, specs[0].system), f"{job.name} is on the wrong system"
+    assert offer.system in (None, specs[0].system), f"{job.name} is on the wrong system"
     if not shape.may_share_domain:
         assert len({spec.name for spec in specs}) == len(specs), "segments share a domain"
 
@@ -83,13 +83,21 @@ class Judge:
 
     # -- who gets nodes ----------------------------------------------------------------------------------------------
 
-    def take(self, life: Life, binding: ev.Binding, choice: int, *, leaving_too: bool = False) -> None:
-        """Nodes that are up, free, and not kept for anybody else."""
+    def take(
+        self,
+        life: Life,
+        binding: ev.Binding,
+        choice: int,
+        *,
+        leaving_too: bool = False,
+        mine: Collection[Node] = (),
+    ) -> None:
+        """Nodes that are up, free, and not kept for anybody else. A gang may stay on those that it has (`mine`)."""
         job = life.job
         check_shape(self.facts, job, job.choices[choice], binding)
         holders = self.held[job.cpu_only]
         for node in held(binding):
-            assert self.facts.up(node), f"{life.name} placed on {node}, which is out of use"
+            assert node in mine or self.facts.up(node), f"{life.name} placed on {node}, which is out of use"
             holder = holders.get(node, life.name)
             stays = holder != life.name and not (leaving_too and holder in self.leaving)
             assert not stays, f"{node} is given to {life.name}, but {holder} is on it"
@@ -115,9 +123,12 @@ class Judge:
         self.held[life.job.cpu_only].update(dict.fromkeys(held(action.binding), life.name))
         if action.reason.code == "fits" and not life.job.cpu_only and life.job.booking is None:
             self.check_spares(action.binding, staying=set(self.held[False]))
-        self.usage.check_start(life, action.binding)
+        if life.claim:
+            self.usage.add(life, life.claim, -1)
+        if not life.claim or life.claimed_s > self.facts.configured_s:
+            self.usage.check_start(life, action.binding)
         self.usage.add(life, action.binding)
-        promises.check_outlives(self.facts, life, action.binding, action.choice)
+        promises.check_outlives(self.facts, life, action.binding, action.choice, action.reason.code)
 
     def restart(self, action: ev.Restart) -> None:
         life = self.facts.lives[action.gang]
@@ -127,7 +138,9 @@ class Judge:
         holders, before = self.held[life.job.cpu_only], held(life.binding)
         for node in before:
             del holders[node]
-        self.take(life, action.binding, action.choice)
+        self.take(life, action.binding, action.choice, mine=before)
+        work = {(segment.domain, node) for segment in action.binding for node in segment.nodes}
+        assert not work & self.facts.failed, f"{life.name} goes on with a failed node"
         check_nearness(life.job, (self.facts.specs[s.domain] for s in action.binding))
         new = held(action.binding)
         assert len(new) <= len(before), "a repair makes a gang larger"
@@ -135,7 +148,7 @@ class Judge:
         holders.update(dict.fromkeys((*before, *new), life.name))
         kept = [s.domain for s in life.binding]
         moved = tuple(s for s in action.binding if s.domain not in kept)
-        promises.check_outlives(self.facts, life, moved, action.choice)
+        promises.check_outlives(self.facts, life, moved, action.choice, action.reason.code)
 
     def claim(self, action: ev.Claim) -> None:
         life = self.facts.lives[action.gang]
@@ -144,17 +157,22 @@ class Judge:
         assert not life.job.cpu_only
         self.take(life, action.binding, action.choice, leaving_too=True)
         check_nearness(life.job, (self.facts.specs[s.domain] for s in action.binding))
+        self.check_apart(life, action.binding)
+        self.usage.check_start(life, action.binding)
+        self.usage.add(life, action.binding)
         self.claimed.update(dict.fromkeys(held(action.binding), life.name))
         staying = {node for node, holder in self.held[False].items() if holder not in self.leaving}
         if life.job.booking is None:
             self.check_spares(action.binding, staying=staying)
-        promises.check_outlives(self.facts, life, action.binding, action.choice)
+        promises.check_outlives(self.facts, life, action.binding, action.choice, action.reason.code)
 
     def unclaim(self, action: ev.Unclaim) -> None:
         life = self.facts.lives[action.gang]
         assert life.claim
         for node in held(life.claim):
             self.claimed.pop(node, None)
+        if not life.binding:
+            self.usage.add(life, life.claim, -1)
 
     def check_spares(self, binding: ev.Binding, *, staying: set[Node]) -> None:
         """Domains that gangs are placed in keep the spares of a fixed policy."""
@@ -191,7 +209,7 @@ class Judge:
             self.take(life, action.binding, action.choice, leaving_too=True)
             check_nearness(life.job, (self.facts.specs[s.domain] for s in action.binding))
             self.claimed.update(dict.fromkeys(held(action.binding), life.name))
-            promises.check_outlives(self.facts, life, action.binding, action.choice)
+            promises.check_outlives(self.facts, life, action.binding, action.choice, action.reason.code)
         if code in EVICTIONS:
             self.evict(life, action)
         elif code == "grown":
@@ -207,13 +225,13 @@ class Judge:
     def evict(self, life: Life, action: ev.Preempt | ev.Move) -> None:
         facts, job, now_s = self.facts, life.job, self.facts.now_s
         policy = facts.policy
-        assert policy.preemption
-        assert job.preemptible
-        assert life.status == "running"
+        assert policy.preemption, "preemption is off"
+        assert job.preemptible, f"{life.name} is not preemptible"
+        assert life.status == "running", f"{life.name} is {life.status}"
         assert now_s - life.started_s >= policy.min_runtime_s, "minimum run time"
         assert now_s - life.started_s >= job.durability.restart_s, "evicted within its restart time"
         if action.reason.code == "shrunk-for":
-            assert job.elastic
+            assert job.elastic, f"{life.name} is not elastic"
             assert isinstance(action, ev.Move)
             assert len(held(action.binding)) < len(held(life.binding))
             assert set(held(action.binding)) <= set(held(life.binding))
@@ -230,15 +248,17 @@ class Judge:
         """A victim makes room for a gang (or booking) that may take it and does."""
         name = action.reason.for_gang
         assert name is not None
-        taken = [
-            a.binding
-            for a in self.plan.actions
-            if (isinstance(a, ev.Claim) and a.gang == name) or (isinstance(a, ev.Hold) and f"@{a.booking}" == name)
-        ]  # fmt: skip
         if name.startswith("@"):
             booking = self.facts.bookings[name[1:]]
-            assert self.facts.priority(life.job) < self.facts.policy.priorities.get(booking.priority, 0)
+            (binding,) = [
+                a.binding for a in self.plan.actions if isinstance(a, ev.Hold) and a.booking == name[1:]
+            ]
+            if self.facts.priority(life.job) >= self.facts.policy.priorities.get(booking.priority, 0):
+                assert action.reason.code == "reclaimed-for", "evicted for a booking of no higher priority"
+                job = Job(name=name, kind="batch", shape=booking.shape, queue=booking.queue)
+                shares.check_may_reclaim(self.facts, life, job, binding)
             return
+        taken = [a.binding for a in self.plan.actions if isinstance(a, ev.Claim) and a.gang == name]
         assert taken, f"{life.name} leaves for {name}, which claims nothing"
         domains = {segment.domain for segment in taken[0]}
         assert domains & {segment.domain for segment in life.binding}, "a victim for nothing"
@@ -249,11 +269,11 @@ class Judge:
         if action.reason.code == "preempted-for":
             assert lower, "evicted for a gang of no higher priority"
         elif not lower:
-            shares.check_may_reclaim(self.facts, life, self.facts.lives[name], taken[0])
+            shares.check_may_reclaim(self.facts, life, winner, taken[0])
 
     def check_gain(self, action: ev.Preempt | ev.Move) -> None:
         policy, reason = self.facts.policy, action.reason
-        assert policy.defragment == "on"
+        assert policy.defragment == "on", "defragmentation is off"
         assert isinstance(action, ev.Move)
         costs = reason.lost_gpu_s + reason.restart_gpu_s + reason.penalty_gpu_s
         assert reason.gain_gpu_s >= policy.defragment_gain * costs - 1e-6, "a move that is not worth it"

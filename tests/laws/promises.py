@@ -34,16 +34,19 @@ def windows(facts: Facts, node: Node) -> Iterator[tuple[float, float, str]]:
         yield expires_s, inf, "expired"
 
 
-def check_outlives(facts: Facts, life: Life, binding: ev.Binding, choice: int) -> None:
+def check_outlives(facts: Facts, life: Life, binding: ev.Binding, choice: int, why: str = "") -> None:
     """Nothing is started where it is expected to be when the nodes go out of use."""
     for node in held(binding):
         for start_s, end_s, code in windows(facts, node):
             if end_s <= facts.now_s:
                 continue
             lasts_s = life.lasts_s(choice)
+            if life.job.booking in facts.bookings:  # it leaves when the booking is over
+                lasts_s = min(lasts_s, facts.bookings[life.job.booking].end_s - facts.now_s)
             if lasts_s == inf and code == "maintenance":
                 lasts_s = facts.policy.assumed_duration_s
-            assert facts.now_s + lasts_s <= start_s + SLACK_S, f"{life.name} would outlive {code} of {node}"
+            told = f"{life.name} would outlive {code} of {node} {why}{' (CPU only)' * life.job.cpu_only}"
+            assert facts.now_s + lasts_s <= start_s + SLACK_S, told
 
 
 def check_has_to_leave(facts: Facts, life: Life, action: ev.Preempt | ev.Move) -> None:
@@ -61,7 +64,7 @@ def check_has_to_leave(facts: Facts, life: Life, action: ev.Preempt | ev.Move) -
         soon = facts.now_s + action.grace_s + SLACK_S
         assert any(c == code and s <= soon for node in nodes for s, _, c in windows(facts, node)) or any(
             node in closed for node in nodes for closed in facts.closed.values()
-        )
+        ), f"{life.name} is sent away for {code} that is not there"
 
 
 # -- reservations ------------------------------------------------------------------------------------------------------

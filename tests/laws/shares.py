@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from rackscale import events as ev
-from rackscale.workload import Queue
+from rackscale.workload import Job, Queue
 from tests.laws.facts import EVICTIONS, Facts, Life, held
 
 TOLERANCE = 1e-5
 """Domains are counted in fractions."""
 
 
-def gpus(facts: Facts, life: Life, binding: ev.Binding) -> int:
+def gpus(facts: Facts, job: Job, binding: ev.Binding) -> int:
     """GPUs of all nodes held."""
-    if life.job.cpu_only:
+    if job.cpu_only:
         return 0
     return sum(len(s.held) * facts.specs[s.domain].gpus_per_node for s in binding)
 
 
-def domains(facts: Facts, life: Life, binding: ev.Binding) -> float:
+def domains(facts: Facts, job: Job, binding: ev.Binding) -> float:
     """A segment that leaves no room for another of its size counts as a domain, a smaller one as its share."""
-    if life.job.cpu_only:
+    if job.cpu_only:
         return 0.0
     total = 0.0
     for segment in binding:
@@ -44,9 +44,11 @@ class Usage:
         for life in facts.lives.values():
             if life.binding:
                 self.add(life, life.binding)
+            elif life.claim:  # it starts there for sure
+                self.add(life, life.claim)
 
     def add(self, life: Life, binding: ev.Binding, sign: int = 1) -> None:
-        g, d = gpus(self.facts, life, binding), domains(self.facts, life, binding)
+        g, d = gpus(self.facts, life.job, binding), domains(self.facts, life.job, binding)
         for queue in self.facts.path(life.job.queue):
             self.gpus[queue.name] += sign * g
             self.domains[queue.name] += sign * d
@@ -57,7 +59,7 @@ class Usage:
 
     def check_start(self, life: Life, binding: ev.Binding) -> None:
         """Limits hold with the gang on top of what is held."""
-        g, d = gpus(self.facts, life, binding), domains(self.facts, life, binding)
+        g, d = gpus(self.facts, life.job, binding), domains(self.facts, life.job, binding)
         for queue in self.facts.path(life.job.queue):
             self._check_queue(queue, g, d)
         own = self.facts.queues.get(life.job.queue)
@@ -123,8 +125,7 @@ def check_quotas_kept(facts: Facts, plan: ev.Plan) -> None:
 
 def _above(facts: Facts, taker: str) -> set[str]:
     if taker.startswith("@"):
-        booking = facts.bookings.get(taker[1:])
-        return {q.name for q in facts.path(booking.queue)} if booking else set()
+        return {q.name for q in facts.path(facts.bookings[taker[1:]].queue)}
     return {q.name for q in facts.path(facts.lives[taker].job.queue)}
 
 
@@ -138,11 +139,11 @@ def _check_keeps(queue: Queue, holds: tuple[float, float], *, straddle: bool) ->
         assert d > limit + TOLERANCE / 2 if straddle else d >= limit - TOLERANCE, said
 
 
-def check_may_reclaim(facts: Facts, victim: Life, taker: Life, binding: ev.Binding) -> None:
+def check_may_reclaim(facts: Facts, victim: Life, taker: Job, binding: ev.Binding) -> None:
     """The taker's queue, or one above it that is not the victim's, stays within its own quota."""
     assert facts.policy.reclaim
     theirs = {queue.name for queue in facts.path(victim.job.queue)}
-    mine = [queue for queue in facts.path(taker.job.queue) if queue.name not in theirs]
+    mine = [queue for queue in facts.path(taker.queue) if queue.name not in theirs]
     usage = Usage(facts)
     g, d = gpus(facts, taker, binding), domains(facts, taker, binding)
     owed = [within_quota(q, usage.gpus[q.name] + g, usage.domains[q.name] + d) for q in mine]

@@ -19,14 +19,18 @@ A, B = Queue(name="a"), Queue(name="b")
 
 def world(*queues: Queue, nodes: int = 4, domains: int = 1, half_life_s: float | None = 7 * DAY_S) -> World:
     policy = Policy(preemption=False, fair_share_half_life_s=half_life_s)
-    return World(*(domain(i, nodes=nodes, spares=0) for i in range(domains)), policy=policy, queues=queues or (A, B))
+    return World(
+        *(domain(i, nodes=nodes, spares=0) for i in range(domains)), policy=policy, queues=queues or (A, B)
+    )
 
 
 def of(queue: str, name: str, *, nodes: int = 4, user: str = "", priority: str = "normal") -> Job:
     return replace(job(name, nodes, queue=queue, priority=priority), user=user)
 
 
-def used(found: World, queue: str, lasts_s: float, *, user: str = "", nodes: int = 4, ago_s: float = 0.0) -> None:
+def used(
+    found: World, queue: str, lasts_s: float, *, user: str = "", nodes: int = 4, ago_s: float = 0.0
+) -> None:
     """The queue holds `nodes` for a while; then `ago_s` pass."""
     found.submit(of(queue, f"past-{queue}-{user}-{found.state.now_s}", user=user, nodes=nodes))
     (name,) = [g.name for g in found.state.gangs.values() if g.binding]
@@ -154,7 +158,9 @@ def test_what_was_used_in_the_past_and_what_is_given_now_have_the_same_unit(limi
         found.submit(of("b", f"pre{i}", nodes=4))
     found.submit(*(of(q, f"{q}{i}", nodes=1) for q in ("a", "b") for i in range(12)))
     found.end("pre0")
-    got = Counter(g.queue for g in found.state.gangs.values() if g.binding and g.name[-1].isdigit() and len(g.name) < 4)
+    got = Counter(
+        g.queue for g in found.state.gangs.values() if g.binding and g.name[-1].isdigit() and len(g.name) < 4
+    )
     # Both hold 16 GPUs when the four nodes come free; b used next to nothing before, so it is ahead by 16 GPUs of use.
     assert got["b"] >= 4
 
@@ -183,5 +189,5 @@ def test_the_order_is_that_of_use_summed_by_hand(history: list[tuple[str, int, i
         for q in "abc"
     }
     order = race(found, *(of(q, q) for q in "abc"))
-    for first, second in zip(order, order[1:], strict=False):
+    for first, second in itertools.pairwise(order):
         assert use[first] <= use[second] + 1e-9

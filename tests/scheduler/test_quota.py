@@ -75,7 +75,9 @@ def test_a_limit_in_domains_keeps_nobody_else_from_nodes_of_the_same_shape() -> 
 
 def test_limits_of_a_level_above_hold_for_the_queues_below_together() -> None:
     found = world(
-        Queue(name="org", quota_gpus=32, borrow_gpus=0), Queue(name="a", parent="org"), Queue(name="b", parent="org")
+        Queue(name="org", quota_gpus=32, borrow_gpus=0),
+        Queue(name="a", parent="org"),
+        Queue(name="b", parent="org"),
     )
     fill(found, "a", 1)
     fill(found, "b", 3)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
 
 from rackscale.control import replay, same
-from rackscale.events import Event, encode
+from rackscale.events import Decided, Event, Input, encode
 from rackscale.spec import Arrivals, Documents, Duration, Failures, Work
-from rackscale.twin import rehearse
+from rackscale.twin import TwinExecutor, rehearse
 from rackscale.workload import Durability, Job, Shape
 from tests.twin.story import Run, Story, stories
 from tests.twin.test_hardware import domains
@@ -32,6 +36,30 @@ def test_a_story_told_twice_is_the_same(story: Story) -> None:
 def test_handing_events_over_one_by_one_changes_nothing(story: Story) -> None:
     """Checkpoints and starts share a cycle with what follows them, since no decision depends on when they are seen."""
     assert digest(Run(story, batch=1).play().events) == digest(Run(story).play().events)
+
+
+class Deaf(TwinExecutor):
+    """Does not hear until when no decision comes."""
+
+    def poll(self, deadline_s: float | None, quiet_until_s: float | None = None) -> Sequence[Input]:  # noqa: ARG002
+        return super().poll(deadline_s)
+
+
+@given(story=stories(), interval_s=st.sampled_from((7.0, 30.0, 400.0)), batch=st.sampled_from((1, 3)))
+def test_between_decisions_it_does_not_matter_how_events_are_handed_over(
+    story: Story, interval_s: float, batch: int
+) -> None:
+    policy = structs.replace(story.policy, decision_interval_s=interval_s)
+    story = dataclasses.replace(story, policy=policy)
+    plain, other = Run(story), Run(story, batch=batch)
+    other.controller.executor.__class__ = Deaf
+    plain.play()
+    other.play()
+    assert digest(plain.events) == digest(other.events)
+    decided = [event.at_s for event in plain.events if isinstance(event, Decided)]
+    timers = {event.plan.wake_at_s for event in plain.events if isinstance(event, Decided)}
+    for before, after in itertools.pairwise(decided):
+        assert after - before >= interval_s or after in timers
 
 
 @given(story=stories())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rackscale.control import Controller
-from rackscale.events import NodeFailed
+from rackscale.events import Announced, NodeFailed
 from rackscale.fleet.state import FleetState
 from rackscale.spec import Failures, Submission
 from rackscale.twin import TwinExecutor, play
+from rackscale.workload import Offer, Shape
 from tests.twin.story import END_S, Run, Story, stories
 from tests.twin.test_executor import RACK, job
 
@@ -55,6 +57,27 @@ def test_what_checkpoints_kept_in_earlier_attempts_is_not_redone() -> None:
     run = Run(Story(fleet=(RACK,), submissions=(work,), inputs=(fail,))).play(900.0)
     assert run.state.gangs["a"].attempt == 2
     assert ends(continued(run.state)) == {"a": 1250.0} == ends(run.play().state)
+
+
+def test_what_is_announced_comes_to_a_fork_when_it_is_expected() -> None:
+    later = Announced(at_s=10.0, ready_s=800.0, domains=(replace(RACK, name="c/us-001"),))
+    work = Submission(at_s=20.0, job=job("big", nodes=3), duration_s=1000.0)
+    other = Submission(at_s=30.0, job=job("second", nodes=3), duration_s=1000.0)
+    story = Story(fleet=(RACK,), submissions=(work, other), inputs=(later,))
+    forecast = continued(Run(story).play(100.0).state)
+    # The second one starts on the new rack.
+    assert ends(forecast) == {"big": 20.0 + 50.0 + 1000.0, "second": 800.0 + 50.0 + 1000.0}
+
+
+def test_a_fork_goes_on_in_the_shape_that_was_chosen_and_with_what_was_kept() -> None:
+    half = Offer(shape=Shape(nodes_per_segment=2), throughput=0.5)
+    wide = replace(job("a", nodes=3), offers=(half,))
+    story = Story(
+        fleet=(replace(RACK, nodes=3),), submissions=(Submission(at_s=0.0, job=wide, duration_s=1000.0),)
+    )
+    run = Run(story).play(900.0)
+    assert run.state.gangs["a"].throughput == 0.5
+    assert ends(continued(run.state, at_s=900.0)) == {"a": 2050.0} == ends(run.play().state)
 
 
 def test_nodes_found_down_are_repaired_only_where_hardware_fails_and_is_repaired() -> None:

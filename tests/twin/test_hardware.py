@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from rackscale.events import Delivered, DomainSpec, Input, NodeFailed, NodeRepaired
+from rackscale.events import (
+    Announced,
+    Delivered,
+    DomainSpec,
+    Extended,
+    Input,
+    NodeFailed,
+    NodeRepaired,
+)
 from rackscale.spec import Duration, Failures
 from rackscale.twin import TwinExecutor
 from rackscale.twin.agenda import Agenda
@@ -137,3 +145,84 @@ def test_a_node_is_up_again_only_when_every_repair_is_done() -> None:
 
 def test_without_failures_nothing_fails() -> None:
     assert events(structs.replace(FAILURES, per_gpu_hour=0.0)) == []
+
+
+def test_a_failure_says_what_a_repair_usually_takes() -> None:
+    said = {(event.cause, event.repair_s) for event in events() if isinstance(event, NodeFailed)}
+    assert said == {("node", FAILURES.node_repair.median_s), ("domain", FAILURES.domain_repair.median_s)}
+
+
+def test_lemons_fail_so_many_times_as_often() -> None:
+    often = structs.replace(
+        FAILURES, domain_share=0.0, lemon_share=0.05, lemon_factor=20.0, per_gpu_hour=1e-4
+    )
+    hours = 40_000.0
+    found = failed(events(often, hours=hours), "node")
+    by_node: dict[tuple[str, int], int] = {}
+    for event in found:
+        assert event.nodes is not None
+        key = (event.domain, event.nodes[0])
+        by_node[key] = by_node.get(key, 0) + 1
+    # A node has 4 GPUs: 16 failures are expected of an ordinary one, 320 of a lemon; 360 nodes, 18 lemons expected.
+    lemons = [count for count in by_node.values() if count > 100]
+    others = [count for count in by_node.values() if count <= 100]
+    assert 5 <= len(lemons) <= 35
+    assert len(lemons) + len(others) == 360
+    assert sum(lemons) / len(lemons) == pytest.approx(320, rel=0.1)
+    assert sum(others) / len(others) == pytest.approx(16, rel=0.1)
+
+
+def test_lemons_are_the_same_however_much_was_delivered() -> None:
+    often = structs.replace(FAILURES, lemon_share=0.1)
+    for count in (3, 20):
+        hardware = Hardware(Agenda(), often, seed=5)
+        hardware.deliver(0.0, domains(count))
+        if count == 3:
+            few = {hardware.lemons.pick(share / 1000) for share in range(1000)}
+    many = {hardware.lemons.pick(share / 1000) for share in range(1000)}
+    assert few
+    assert few == {(spec, node) for spec, node in many if spec.name < "us-003"}
+
+
+def test_without_lemons_the_same_fails_as_ever() -> None:
+    assert events(structs.replace(FAILURES, lemon_share=0.0, lemon_factor=3.0)) == events()
+
+
+def test_what_has_expired_fails_no_more() -> None:
+    short = tuple(structs.replace(spec, expires_s=400 * HOUR_S) for spec in domains(20))
+    found, all_ = events(FAILURES, Delivered(at_s=0.0, domains=short)), events()
+    assert times(failed(found, "node")) == [t for t in times(failed(all_, "node")) if t < 400 * HOUR_S]
+    longer = Extended(at_s=HOUR_S, domains=tuple(spec.name for spec in short), expires_s=None)
+    assert failed(events(FAILURES, Delivered(at_s=0.0, domains=short), longer), "node") == failed(
+        all_, "node"
+    )
+
+
+def test_what_is_announced_comes_when_it_is_expected_and_fails_from_then_on() -> None:
+    fleet = domains(20)
+    late = [
+        Announced(at_s=0.0, ready_s=100 * HOUR_S, domains=fleet),
+        Announced(at_s=HOUR_S, ready_s=300 * HOUR_S, domains=fleet),
+    ]
+    twin = TwinExecutor(failures=FAILURES, inputs=late)
+    seen: list[Input] = []
+    while twin.now_s < 1000 * HOUR_S:
+        seen += twin.poll(1000 * HOUR_S)
+    came = [(event.at_s, spec) for event in seen if isinstance(event, Delivered) for spec in event.domains]
+    assert came == [(300 * HOUR_S, spec) for spec in fleet]
+    broke = [event.at_s for event in seen if isinstance(event, NodeFailed)]
+    assert len(broke) > 100
+    assert min(broke) > 300 * HOUR_S
+
+
+def test_a_delivery_that_is_told_is_not_told_again() -> None:
+    fleet = domains(2)
+    inputs: list[Input] = [
+        Announced(at_s=0.0, ready_s=100.0, domains=fleet),
+        Delivered(at_s=100.0, domains=fleet),
+    ]
+    twin = TwinExecutor(inputs=inputs)
+    seen: list[Input] = []
+    while not twin.done:
+        seen += twin.poll(None)
+    assert seen == inputs

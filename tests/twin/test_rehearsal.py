@@ -7,10 +7,12 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from rackscale.events import Cancelled, Drained, Event, Input, NodeFailed, NodeRepaired
+from rackscale.events import Cancelled, Drained, Event, GangEnded, Input, NodeFailed, NodeRepaired
 from rackscale.spec import Arrivals, Documents, Failures, Submission, Work
+from rackscale.spec.documents import Window
+from rackscale.spec.times import When
 from rackscale.twin import Progress, Rehearsal, rehearse
-from rackscale.workload import Job, Policy, Shape
+from rackscale.workload import Job, Maintenance, Policy, Shape
 from tests.twin.test_determinism import day
 from tests.twin.test_executor import RACK, job
 
@@ -129,3 +131,21 @@ def test_the_log_sees_what_listeners_see() -> None:
     rehearse(day(), until_s=36_000.0, log=Log(), listeners=(heard.append,))  # type: ignore[arg-type]
     assert written == heard
     assert len(written) > 100
+
+
+def test_what_documents_announce_plan_and_book_happens() -> None:
+    second = msgspec.structs.replace(RACK, name="c/us-001")
+    later = When(600.0, "rehearsal")
+    pause = Maintenance(name="m", domain=RACK.name, start_s=0.0, end_s=0.0)
+    documents = Documents(
+        fleet=(RACK, second),
+        failures=Failures(per_gpu_hour=0.0),
+        later=((later, (second,)),),
+        windows=(Window(value=pause, start=When(300.0, "rehearsal"), end=When(9000.0, "rehearsal")),),
+        work=(Work(job=job("a")), Work(job=job("short", duration_s=100.0))),
+    )
+    heard: list[Event] = []
+    rehearse(documents, until_s=3600.0, listeners=(heard.append,))
+    ended = {event.gang: event.at_s for event in heard if isinstance(event, GangEnded)}
+    # `short` is over before the maintenance of the only rack begins; `a` would not be, and waits for the second.
+    assert ended == {"short": 150.0, "a": 600.0 + 50.0 + 1000.0}

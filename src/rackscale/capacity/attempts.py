@@ -79,11 +79,15 @@ class Attempt:
             self._worked_on = NOTHING
         self._worked_from_us = self._saved_us = self._until_us = now_us
 
-    def work(self, now_us: int, saves_every_us: int = 0) -> None:
-        """All ranks do productive work from now on, and keep it so often by themselves (0: `save` tells)."""
+    def work(self, now_us: int, saves_every_us: int = 0, saves_from_us: int | None = None) -> None:
+        """All ranks do productive work from now on, and keep it so often by themselves (0: `save` tells).
+
+        `saves_from_us`: since when they do, if not from now on.
+        """
         self._settle(now_us)
         self.interrupted_us = None
-        self._saves_from_us, self._saves_every_us = now_us, saves_every_us
+        self._saves_from_us = now_us if saves_from_us is None else saves_from_us
+        self._saves_every_us = saves_every_us
         self.phase, self._worked_on = Phase.WORKING, self.gpus
         self._worked_from_us = self._saved_us = self._until_us = now_us
 

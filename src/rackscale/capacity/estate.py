@@ -16,6 +16,9 @@ from rackscale.capacity.lots import (
     Totals,
     lot_key,
 )
+from rackscale.events import DomainSpec
+from rackscale.fleet.health import spares_worth
+from rackscale.fleet.machines import Machines
 from rackscale.fleet.occupancy import mask_of
 from rackscale.workload import Policy
 
@@ -34,6 +37,8 @@ class Estate:
         self.totals = Totals()
         self.promises = Promises()
         self._policy = Policy()
+        self._adaptive = False
+        """Whether spares depend on who is there."""
         self._lot_of: dict[LotKey, int] = {}
         self._bookings: dict[str, Masks] = {}
 
@@ -44,8 +49,11 @@ class Estate:
             if spec.name not in self.index:
                 self.promises.announce(spec, microseconds(event.ready_s))
 
-    def deliver(self, event: ev.Delivered) -> None:
-        for spec in event.domains:
+    def delivered(self, event: ev.Delivered) -> None:
+        self.deliver(event.domains)
+
+    def deliver(self, domains: Iterable[DomainSpec]) -> None:
+        for spec in domains:
             key = lot_key(spec)
             at = self._lot_of.setdefault(key, len(self.lots))
             if at == len(self.lots):
@@ -59,8 +67,28 @@ class Estate:
             self._respare(domain)
             self.recount(domain)
 
+    def adopt(self, machines: Machines) -> None:
+        """The domains of a live fleet as they are, on which nothing is held yet."""
+        health, known = machines.health, machines.topology.domains
+        for d, spec in enumerate(known):
+            if health.absent[d]:
+                self.promises.announce(spec, max(self.now_us, microseconds(health.ready_s[d])))
+        self.deliver(tuple(spec for d, spec in enumerate(known) if not health.absent[d]))
+        for d, spec in enumerate(known):
+            if not health.absent[d]:
+                domain = self.domains[self.index[spec.name]]
+                domain.failed, domain.drained = health.failed[d], health.drained[d]
+        for (d, why), mask in health.closures.items():
+            domain = self.domains[self.index[known[d].name]]
+            domain.close(*((why, "") if why in (EXPIRED, LEMON) else (MAINTENANCE, why)), mask)
+        for domain in self.domains:
+            self.presence(domain)
+        for booking, binding in machines.calendar.holding.items():
+            self.book(booking, binding)
+
     def configure(self, event: ev.Configured) -> None:
         self._policy = event.policy
+        self._adaptive = event.policy.spares == "adaptive"
         for domain in self.domains:
             self._respare(domain)
             self.recount(domain)
@@ -105,11 +133,14 @@ class Estate:
 
     # -- what is kept ------------------------------------------------------------------------------------------------
 
-    def hold(self, on: Iterable[tuple[int, int]], gang: str) -> None:
+    def hold(self, on: Iterable[tuple[int, int]], gang: str, gpus: int) -> None:
+        """Nodes of a gang that works on so many GPUs, here and elsewhere."""
         for d, mask in on:
             domain = self.domains[d]
             domain.held |= mask
-            domain.tenants[gang] = None
+            domain.tenants[gang] = gpus
+            if self._adaptive:
+                self._respare(domain)
             domain.recount_held(self.lots[domain.lot], self.now_us)
 
     def release(self, on: Iterable[tuple[int, int]], gang: str) -> None:
@@ -117,6 +148,8 @@ class Estate:
             domain = self.domains[d]
             domain.held &= ~mask
             domain.tenants.pop(gang, None)
+            if self._adaptive:
+                self._respare(domain)
             domain.recount_held(self.lots[domain.lot], self.now_us)
 
     def claim(self, claim: Masks) -> None:
@@ -152,8 +185,9 @@ class Estate:
         domain.recount(self.lots[domain.lot], self.now_us)
 
     def _respare(self, domain: Domain) -> None:
-        """How many free nodes the policy keeps there for repairs."""
-        domain.spares = 0 if self._policy.spares == "none" else domain.spec.spares
+        """How many free nodes the policy keeps there for repairs: the larger the gang, the sooner they are worth it."""
+        largest = max(domain.tenants.values(), default=0)
+        domain.spares = domain.spec.spares if spares_worth(self._policy, domain.spec, largest) else 0
 
     def part(self, name: str, nodes: tuple[int, ...] | None) -> tuple[Domain, int]:
         domain = self.domains[self.index[name]]

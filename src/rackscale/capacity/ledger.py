@@ -99,7 +99,7 @@ class Ledger:
         """Cause of an interruption -> seconds until the gang worked again."""
         self._accounts: dict[tuple[str, str, str, str], Account] = {}
         self._fold: dict[type, Callable[[Any], None]] = {
-            ev.Announced: self.estate.announce, ev.Delivered: self.estate.deliver, ev.Extended: self._extended,
+            ev.Announced: self.estate.announce, ev.Delivered: self.estate.delivered, ev.Extended: self._extended,
             ev.Configured: self.estate.configure, ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
             ev.Drained: self._drained, ev.Undrained: self._undrained, ev.Unplanned: self.estate.unplan,
             ev.Unbooked: self._free, ev.NodeFailed: self._node_failed, ev.NodeRepaired: self._node_repaired,
@@ -120,10 +120,8 @@ class Ledger:
 
     def adopt(self, state: FleetState, at_s: float) -> None:
         """Begin with a live fleet: what its gangs hold counts from `at_s` on, and earlier work as kept."""
-        self(ev.Delivered(at_s=at_s, domains=tuple(state.domains)))
-        for domain, failed, drained in zip(self.estate.domains, state.failed, state.drained, strict=True):
-            domain.failed, domain.drained = failed, drained
-            self.estate.recount(domain)
+        self(ev.Configured(at_s=at_s, policy=state.policy))
+        self.estate.adopt(state.machines)
         for job in state.jobs.values():
             self._submitted(ev.Submitted(at_s=at_s, job=job))
         for gang in state.gangs.values():
@@ -131,6 +129,8 @@ class Ledger:
                 self._adopt(gang)
             if gang.claim:
                 self._claim(ev.Claim(gang=gang.name, binding=gang.claim, reason=ADOPTED))
+            if gang.status is Status.WAITING and gang.first_started_s is not None:
+                self._why[gang.name] = (CAUSES.get(gang.cause, gang.cause), microseconds(gang.since_s))
 
     def begin(self, at_s: float) -> None:
         """Time counts from `at_s` on, and earlier work as kept."""
@@ -148,7 +148,8 @@ class Ledger:
         self._start(ev.Start(gang=gang.name, attempt=gang.attempt, binding=gang.binding, reason=ADOPTED))
         attempt = self._attempts[gang.name]
         if gang.running_s is not None:
-            attempt.work(self.estate.now_us)
+            every_us = 0 if gang.saves_every_s is None else max(1, microseconds(gang.saves_every_s))
+            attempt.work(self.estate.now_us, every_us, microseconds(gang.running_s))
         if gang.status in (Status.BROKEN, Status.LEAVING):
             attempt.stop(self.estate.now_us, CAUSES.get(gang.cause, gang.cause))
 
@@ -348,14 +349,15 @@ class Ledger:
         index = self.estate.index
         on = [(index[segment.domain], mask_of(segment.nodes)) for segment in binding]
         spares = [(index[s.domain], mask_of(s.spares)) for s in binding if s.spares]
+        gpus = self.estate.gpus(on)
         self._attempts[gang] = Attempt(
-            self.estate.now_us, number=action.attempt, cause=cause, on=on,
-            gpus=self.estate.gpus(on), spares=spares, spare_gpus=self.estate.gpus(spares) if spares else {},
+            self.estate.now_us, number=action.attempt, cause=cause, on=on, gpus=gpus, spares=spares,
+            spare_gpus=self.estate.gpus(spares) if spares else {},
             account=self._payers[gang], interrupted_us=interrupted_us,
         )  # fmt: skip
-        self.estate.hold(on, gang)
+        self.estate.hold(on, gang, sum(gpus.values()))
         if spares:
-            self.estate.hold(spares, gang)
+            self.estate.hold(spares, gang, sum(gpus.values()))
 
     def _restart(self, action: ev.Restart) -> None:
         attempt = self._attempts[action.gang]

@@ -109,7 +109,8 @@ class Domain:
         """Nodes kept for repairs, by the policy in force."""
         self.closures: dict[tuple[str, str], int] = {}
         """(reason code, name of the window) -> mask that it closes."""
-        self.tenants: dict[str, None] = {}
+        self.tenants: dict[str, int] = {}
+        """Gang -> GPUs that it works on, in all domains."""
         self._counts = [0] * len(SLOTS)
         self._plain = True
         """Whether every node is held, or free and nothing else."""

@@ -13,10 +13,11 @@ from rich.live import Live
 from rich.text import Text
 
 from rackscale import spec
-from rackscale.cli.output import FAILED, JsonOption, SiteOption, fail, out, print_json
+from rackscale.cli.output import JsonOption, SiteOption, fail, out, print_json
 from rackscale.cli.running import Engine, bring_up, take_down
-from rackscale.cli.site import Site
-from rackscale.commands import Command, Drain, Repair, Undrain
+from rackscale.cli.site import Site, ask_all
+from rackscale.cli.times import FORMS, moment
+from rackscale.commands import Drain, Repair, Undrain
 from rackscale.errors import UnknownNameError
 from rackscale.fleet.state import FleetState
 from rackscale.report import tables
@@ -190,31 +191,30 @@ Target = Annotated[
 ]
 
 
-def _ask(site: Path, command: Command, *, json: bool) -> None:
-    reply = Site(site).ask(command)
-    if json:
-        print_json(reply)
-    elif reply.outcome == "refused":
-        fail(reply.message, reply.hint)
-    else:
-        out.print(reply.message, highlight=False)
-    if reply.outcome == "refused":
-        raise typer.Exit(FAILED)
+def drain(
+    target: Target,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help=f"Gangs may go on, but must have left by then: {FORMS}."),
+    ] = None,
+    site: SiteOption = Path(),
+    json: JsonOption = False,
+) -> None:
+    """Let nothing new start on a node or domain; gangs there checkpoint and move, at once or by a time.
 
+    Ask first with `rackscale plan --drain us-007`.
 
-def drain(target: Target, site: SiteOption = Path(), json: JsonOption = False) -> None:
-    """Let nothing new start on a node or domain; gangs there checkpoint and move.
-
-    Ask first with `rackscale plan --drain us-007`. Example: `rackscale drain use1-a/us-007/n03`
+    Examples: `rackscale drain use1-a/us-007/n03`, `rackscale drain us-007 --by 02:00`
     """
-    _ask(site, Drain(target=target), json=json)
+    deadline_s = None if by is None else moment(by, time.time())
+    ask_all(Site(site), [Drain(target=target, deadline_s=deadline_s)], json=json)
 
 
 def undrain(target: Target, site: SiteOption = Path(), json: JsonOption = False) -> None:
     """Use a drained node or domain again. Example: `rackscale undrain us-007`"""
-    _ask(site, Undrain(target=target), json=json)
+    ask_all(Site(site), [Undrain(target=target)], json=json)
 
 
 def repair(target: Target, site: SiteOption = Path(), json: JsonOption = False) -> None:
     """Say that failed nodes are usable again. Example: `rackscale repair use1-a/us-007/n03`"""
-    _ask(site, Repair(target=target), json=json)
+    ask_all(Site(site), [Repair(target=target)], json=json)

@@ -16,14 +16,17 @@ from rich.text import Text
 from rackscale import audit as auditing
 from rackscale import spec
 from rackscale.cli.output import FAILED, Files, JsonOption, SiteOption, err, fail, out, print_json, show
-from rackscale.cli.site import Picture, Site, picture
-from rackscale.commands import Cancel, Configure, Deliver, Drain, Reply, Submit, answer, preview
-from rackscale.errors import ControllerError, RackscaleError
+from rackscale.cli.site import Picture, Site, commands_of, picture
+from rackscale.cli.times import FORMS, moment
+from rackscale.commands import Cancel, Command, Drain, Reply, Submit, answer, gangs_on, preview, resolve
+from rackscale.errors import ControllerError, RackscaleError, UnknownNameError
 from rackscale.events import Action, Event, Forecast, Preempt, Requeue, Restart
+from rackscale.fleet.state import FleetState
 from rackscale.forecast import forecast
-from rackscale.report import tables
-from rackscale.scheduler.explain import Why
+from rackscale.report import because, tables, words
+from rackscale.scheduler.answers import Why, WhyDomain
 from rackscale.scheduler.explain import why as explain
+from rackscale.scheduler.rooms import why_domain
 from rackscale.workload import Job
 
 
@@ -51,6 +54,10 @@ def plan(
     drain: Annotated[
         str | None, typer.Option(metavar="NODE|DOMAIN", help="Plan a drain instead of, or with, the jobs.")
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help=f"Gangs on what is drained may go on until then: {FORMS}."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the plan for `apply --plan`.")
     ] = None,
@@ -62,14 +69,19 @@ def plan(
     lie in the future come from one run of the twin from there.
 
     Examples: `rackscale plan train.yaml`, `rackscale plan train.yaml --out plan.json`,
-    `rackscale plan --drain us-001`, `rackscale plan examples/one-rack --json`
+    `rackscale plan --drain us-001`, `rackscale plan --drain us-001 --at 02:00`,
+    `rackscale plan examples/one-rack --json`
     """
     if not files and drain is None:
         raise typer.BadParameter("name at least one file, or a node or domain with --drain")
     if drain is not None and output is not None:
         raise typer.BadParameter("a saved plan holds jobs only: drain with `rackscale drain`")
+    if at is not None and drain is None:
+        raise typer.BadParameter("--at goes with --drain")
+    deadline_s = None if at is None else moment(at, time.time())
     seen = picture(Site(site), files) if files else _live(site)
-    made = make(seen, seen.documents.jobs, drain)
+    asked = None if drain is None else Drain(target=drain, deadline_s=deadline_s)
+    made = make(seen, seen.documents.jobs, asked)
     if output is not None:
         saved = msgspec.json.encode(
             PlanFile(jobs=seen.documents.jobs, actions=made.actions, forecasts=made.forecasts)
@@ -98,12 +110,12 @@ def _live(site: Path) -> Picture:
         return Picture(journal.load(), spec.Documents(), live=True)
 
 
-def make(seen: Picture, jobs: tuple[Job, ...], drain: str | None = None) -> Made:
+def make(seen: Picture, jobs: tuple[Job, ...], drain: Drain | None = None) -> Made:
     """Ask the scheduler and the twin; touches nothing. Raises RackscaleError for what would be refused."""
     state = seen.state
     at_s = max(time.time(), state.now_s) if seen.live else state.now_s
     events: tuple[Event, ...] = ()
-    for command in (Drain(target=drain) if drain else None, Submit(jobs=jobs) if jobs else None):
+    for command in (drain, Submit(jobs=jobs) if jobs else None):
         if command is not None:
             asked, reply = answer(state, command, at_s)
             reply.check()
@@ -115,6 +127,8 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: str | None = None) -> Made
         for action in actions
         if isinstance(action, Preempt | Restart | Requeue) and action.gang in state.gangs
     }
+    if drain is not None and drain.deadline_s is not None:
+        movers |= {gang.job for gang in gangs_on(state, drain.target)}
     names = [job.name for job in jobs]
     found = forecast(state, events, names=names, moved=sorted(movers - set(names)), now_s=at_s)
     return Made(
@@ -157,7 +171,9 @@ def apply(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Submit jobs to the controller; new policy, queues and domains in the files come into force first.
+    """Submit jobs to the controller; whatever else the files hold comes into force first.
+
+    That is policy, queues, domains, maintenance and bookings; times are dates, or from now (`in 2h`).
 
     The plan is made again at once. If the fleet changes between plan and deed so that an action changes, nothing is
     submitted, and both are shown.
@@ -191,13 +207,7 @@ def _replan(where: Site, files: list[Path], *, json: bool) -> PlanFile:
         raise ControllerError(f"no controller runs in {where.path}", hint=f"rackscale up {where.path}")
     seen = picture(where, files)
     documents = seen.documents
-    commands: list[Configure | Deliver] = []
-    if documents.policy is not None or documents.queues:
-        queues = {**seen.state.queues, **{queue.name: queue for queue in documents.queues}}
-        policy = documents.policy or seen.state.policy
-        commands.append(Configure(policy=policy, queues=tuple(queues.values())))
-    if documents.fleet:
-        commands.append(Deliver(domains=documents.fleet))
+    commands = commands_of(documents, seen.state, time.time())
     _rehearse_commands(seen, commands, documents.jobs)
     messages = [where.ask(command).check().message for command in commands]
     if not documents.jobs:
@@ -214,7 +224,7 @@ def _replan(where: Site, files: list[Path], *, json: bool) -> PlanFile:
     return PlanFile(jobs=documents.jobs, actions=made.actions, forecasts=made.forecasts)
 
 
-def _rehearse_commands(seen: Picture, commands: Sequence[Configure | Deliver], jobs: tuple[Job, ...]) -> None:
+def _rehearse_commands(seen: Picture, commands: Sequence[Command], jobs: tuple[Job, ...]) -> None:
     """Everything in the files, tried on a copy: what would be refused is refused before anything is changed."""
     fork, at_s = seen.state.fork(), max(time.time(), seen.state.now_s)
     for command in (*commands, *([Submit(jobs=jobs)] if jobs else [])):
@@ -235,38 +245,79 @@ def _say(reply: Reply) -> None:
 
 
 def why(
-    name: Annotated[str, typer.Argument(help="A job, or one gang of a service (`chat/0`).")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A job, one gang of a service (`chat/0`), a domain (`us-007`) or a node (`us-007/n03`)."
+        ),
+    ],
     site: SiteOption = Path(),
     json: JsonOption = False,
 ) -> None:
     """Say why a job waits, runs where it does, was told to leave, or ended; and the cheapest way to unblock it.
 
-    Example: `rackscale why exp-812`
+    Of a domain or a node: what holds it, why it is out of use, and what is to come.
+
+    Examples: `rackscale why exp-812`, `rackscale why us-007`
     """
     with Site(site).journal() as journal:
         state = journal.load()
-    answers = explain(state, name)
+        now_s = max(time.time(), state.now_s)
+        try:
+            recent = journal.events(max(0, journal.seq - RECENT))
+            answers = explain(state, name, recent, now_s=now_s)
+        except UnknownNameError:
+            found = why_domain(state, *_place(state, name), now_s=now_s)
+            show(found, _domain_explained(found), json=json)
+            return
     show(answers, Stack(*(_explained(a) for a in answers)), json=json)
 
 
+RECENT = 20_000
+"""Events of the journal that past departures are told from, the last ones."""
+
+
+def _place(state: FleetState, name: str) -> tuple[str, tuple[int, ...] | None]:
+    """The domain and node of this name. Raises UnknownNameError, which proposes jobs and domains."""
+    try:
+        return resolve(state, name)
+    except UnknownNameError:
+        known = [*state.jobs, *state.gangs, *state.ended, *state.index]
+        raise UnknownNameError("job, NVLink domain or node", name, known) from None
+
+
+def _domain_explained(answer: WhyDomain) -> Stack:
+    name = answer.domain if answer.node is None else f"{answer.domain}/n{answer.node:02d}"
+    head = Text.assemble((name, "bold"), "  ", (answer.status.upper(), "cyan"))
+    return Stack(head, *(Text(f"  {text}") for text in because.domain(answer)))
+
+
 def _explained(answer: Why) -> Stack:
-    head = Text.assemble((answer.gang, "bold"), "  ", (answer.status.upper(), "cyan"), "  ", answer.text)
-    parts: list[object] = [head]
-    if answer.status == "waiting" and answer.domains:
-        table = tables.plain("domain", "free nodes", "lacks", "held by")
-        for room in answer.domains:
-            table.add_row(room.domain, str(room.room), str(room.lacks), ", ".join(room.held_by))
-        parts.append(table)
-    if answer.unblock is not None:
-        unblock = answer.unblock
-        movers = ", ".join(unblock.victims) or "nobody (it waits for gangs that leave already)"
-        verb = "the scheduler will clear" if unblock.allowed else "it would start if you cleared"
-        text = f"{verb} {', '.join(unblock.domains)}: {movers} would move, {unblock.lost_gpu_h:.2f} GPU-h"
-        parts.append(Text(f"cheapest unblock: {text}"))
-    if answer.guards and not (answer.unblock and answer.unblock.allowed):
-        listed = ", ".join(f"{count} {reason}" for reason, count in answer.guards.items())
-        parts.append(Text(f"running gangs it may not evict, by reason: {listed}", style="dim"))
+    lasts = f" for {words.duration(answer.now_s - answer.since_s)}" if answer.since_s is not None else ""
+    if answer.status == "ended":
+        lasts = f"{lasts.replace(' for', '')} ago"
+    status = (answer.status.upper() + lasts, "cyan")
+    parts: list[object] = [Text.assemble((answer.gang, "bold"), "  ", status, "  ", because.sentence(answer))]
+    parts += [Text(f"  {because.choice(c, answer)}") for c in answer.choices]
+    if answer.placed is not None:
+        parts += [Text(f"  {text}") for text in because.placed(answer)]
+    parts += [Text(f"  {text}") for text in (because.line(answer),) if text]
+    if answer.reservation is not None:
+        parts.append(Text(f"  {because.reservation(answer.reservation, answer.now_s)}"))
+    if answer.status == "waiting" and answer.domains and answer.constraint != "next-cycle":
+        parts.append(tables.rooms(answer.domains, answer.now_s))
+    for unblock in answer.unblocks[:UNBLOCKS_SHOWN]:
+        mark = "cheapest unblock" if unblock.cheapest else "unblock"
+        parts.append(Text(f"  {mark}: {because.unblock(unblock, answer.now_s)}"))
+    parts += [
+        Text(f"  {t}", style="dim") for t in (because.guards(answer), because.interruptions(answer)) if t
+    ]
+    if answer.status == "ended" and answer.largest:
+        parts.append(Text(f"  {because.largest(answer.largest)}"))
     return Stack(*parts)  # type: ignore[arg-type]
+
+
+UNBLOCKS_SHOWN = 6
 
 
 def audit(site: SiteOption = Path(), json: JsonOption = False) -> None:

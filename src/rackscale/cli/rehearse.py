@@ -59,16 +59,21 @@ def run(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.svg", help="Draw what ran where (small fleets).")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="policy.FIELD=VALUE", help="Another value for a field of the Policy."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run a fleet and its work in simulated time, with the scheduler that runs real ones, and say what happened.
 
     Examples: `rackscale rehearse examples/one-rack --seed 7`,
-    `rackscale rehearse examples/aws-openai --until 24h --json`,
+    `rackscale rehearse examples/aws-openai --until 24h --set policy.spares=adaptive --json`,
     `rackscale rehearse fleet.yaml --jobs sacct.txt --until 30d`
     """
     until_s = seconds(until)
-    documents = spec.load(files)
+    documents = spec.load(files, settings=settings or ())
+    documents.for_rehearsal()
     if not documents.fleet:
         raise ControllerError("there is no Fleet document to rehearse on", hint="name its file or folder too")
     policy = documents.policy or Policy()

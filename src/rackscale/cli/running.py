@@ -8,17 +8,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from rackscale import daemon, spec
 from rackscale.cli.output import report
-from rackscale.commands import Command, Configure, Deliver
+from rackscale.cli.site import commands_of
+from rackscale.commands import Command
 from rackscale.control import Executor
 from rackscale.errors import ExecutorError, RackscaleError
+from rackscale.fleet.state import FleetState
 from rackscale.journal import Journal, location, writer
-from rackscale.workload import Policy
 
 START_S = 120.0
 """How long a controller may take to be ready: Ray's head takes 6 s quiet and 25 s on a busy machine."""
@@ -35,7 +37,7 @@ class Engine(StrEnum):
 
 def bring_up(site: Path, on: Engine, *, address: str | None, repair_s: float) -> daemon.Standing:
     """Start the controller, detached, and wait until it is ready. Raises ControllerError, DocumentError."""
-    spec.load([site])  # so that mistakes are reported here and not in the controller's log
+    spec.load([site]).for_site(kinds=("Fleet",))  # mistakes are reported here, not in the controller's log
     argv = [sys.executable, "-P", "-m", __name__, str(site.resolve()), on.value, "--repair-s", str(repair_s)]
     if address is not None:
         argv += ["--address", address]
@@ -52,16 +54,6 @@ def take_down(site: Path, *, stop_gangs: bool) -> None:
         with Journal.open(location(site)) as journal:
             graces_s = [job.durability.grace_s for job in journal.load().jobs.values()]
     daemon.stop(site, stop_gangs=stop_gangs, timeout_s=STOP_S + max(graces_s, default=0.0))
-
-
-def documents_as_commands(documents: spec.Documents) -> list[Command]:
-    """What a controller does first: the site's policy, queues and domains come into force."""
-    commands: list[Command] = []
-    if documents.policy is not None or documents.queues:
-        commands.append(Configure(policy=documents.policy or Policy(), queues=documents.queues))
-    if documents.fleet:
-        commands.append(Deliver(domains=documents.fleet))
-    return commands
 
 
 def _run_local(options: argparse.Namespace, first: list[Command]) -> None:
@@ -107,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     os.umask(0o077)
     try:
-        first = documents_as_commands(spec.load([options.site]))
+        first = commands_of(spec.load([options.site]), FleetState(), time.time(), windows=False)
         (_run_local if options.on is Engine.local else _run_ray)(options, first)
     except RackscaleError as error:
         report(error)

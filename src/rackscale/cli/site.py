@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
+
 from rackscale import daemon, spec
-from rackscale.commands import Command, Reply
+from rackscale.cli.output import FAILED, fail, out, print_json
+from rackscale.commands import (
+    Announce,
+    Book,
+    Command,
+    Configure,
+    Deliver,
+    Maintain,
+    Reply,
+    answer,
+)
 from rackscale.errors import ControllerError
-from rackscale.events import Configured, Delivered
 from rackscale.fleet.state import FleetState
 from rackscale.journal import Journal, location, writer
-from rackscale.workload import Policy
+from rackscale.spec.times import When
 
 FOLDER = ".rackscale"
 
@@ -49,11 +61,56 @@ class Site(NamedTuple):
         return daemon.ask(self.path, command)
 
 
-def state_of(documents: spec.Documents, at_s: float = 0.0) -> FleetState:
-    """An empty fleet as the documents declare it."""
+def commands_of(
+    documents: spec.Documents, state: FleetState, now_s: float, *, windows: bool = True
+) -> list[Command]:
+    """What brings the site's documents into force beside what is: domains, policy and queues, then (`windows`)
+    maintenance and bookings, with times from now. Raises DocumentError for times of a rehearsal.
+    """
+    documents.for_site() if windows else documents.for_site(kinds=("Fleet",))
+    commands: list[Command] = []
+    if documents.delivered:
+        commands.append(Deliver(domains=documents.delivered))
+    commands += [Announce(domains=specs, ready_s=ready.at_s(now_s)) for ready, specs in documents.later]
+    if documents.policy is not None or documents.queues:
+        queues = {**state.queues, **{queue.name: queue for queue in documents.queues}}
+        policy = documents.policy or state.policy
+        commands.append(Configure(policy=policy, queues=tuple(queues.values())))
+    if windows:
+        commands += [Maintain(maintenance=maintenance) for maintenance in documents.maintenance(now_s)]
+        commands += [Book(booking=booking) for booking in documents.bookings(now_s)]
+    return commands
+
+
+def ask_all(site: Site, commands: Sequence[Command], *, json: bool) -> None:
+    """Ask one after the other and print what came of each. Raises typer.Exit if any was refused."""
+    replies = [site.ask(command) for command in commands]
+    if json:
+        print_json(replies[0] if len(replies) == 1 else replies)
+    else:
+        for reply in replies:
+            if reply.outcome == "refused":
+                fail(reply.message, reply.hint)
+            else:
+                out.print(reply.message, highlight=False)
+    if any(reply.outcome == "refused" for reply in replies):
+        raise typer.Exit(FAILED)
+
+
+def state_of(documents: spec.Documents) -> FleetState:
+    """An empty fleet as the documents declare it: now where they state dates, else when a rehearsal of them begins."""
     state = FleetState()
-    state.fold(Configured(at_s=at_s, policy=documents.policy or Policy(), queues=documents.queues))
-    state.fold(Delivered(at_s=at_s, domains=documents.fleet))
+    if not documents.dated:
+        for opening in documents.opening():
+            if opening.at_s <= 0.0:
+                state.fold(opening)
+        return state
+    now_s = time.time()
+    for command in commands_of(documents, state, now_s):
+        events, reply = answer(state, command, now_s)
+        reply.check()
+        for event in events:
+            state.fold(event)
     return state
 
 
@@ -65,6 +122,25 @@ class Picture(NamedTuple):
     live: bool
 
 
+def known(state: FleetState) -> spec.Documents:
+    """What a live fleet has already, for documents to refer to."""
+    bookings = state.machines.calendar.bookings.values()
+    return spec.Documents(
+        fleet=tuple(state.domains),
+        queues=tuple(state.queues.values()),
+        policy=state.policy,
+        windows=tuple(
+            spec.Window(value=b, start=When(b.start_s, "date"), end=When(b.end_s, "date")) for b in bookings
+        ),
+    )
+
+
+def around(site: Site) -> spec.Documents:
+    """What the site's live fleet has already. Raises ControllerError where no controller has ever run."""
+    with site.journal() as journal:
+        return known(journal.load())
+
+
 def picture(site: Site, files: Sequence[Path]) -> Picture:
     """The live state where the site has a journal, else the empty fleet that the documents declare.
 
@@ -73,10 +149,7 @@ def picture(site: Site, files: Sequence[Path]) -> Picture:
     if site.has_journal:
         with site.journal() as journal:
             state = journal.load()
-        around = spec.Documents(
-            fleet=tuple(state.domains), queues=tuple(state.queues.values()), policy=state.policy
-        )
-        return Picture(state, spec.load(files, around=around), live=True)
+        return Picture(state, spec.load(files, around=known(state)), live=True)
     documents = spec.load(files)
     if not documents.fleet:
         declared = spec.load([site.path]) if any(site.path.glob("*.y*ml")) else None

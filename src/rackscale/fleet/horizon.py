@@ -66,20 +66,28 @@ class Horizon:
         self._touched: set[int] = set()
         """Domains that changed since the indices were last brought up to date."""
         self._profiles: dict[int, Profile] = {}
+        self._stale: set[int] = set()
+        """Domains that changed since the last question."""
+        self.touch = self._stale.add
+        """`touch(d)`: something about domain d changed."""
         self._indices: dict[int, Index] = {}
 
     def grow(self) -> None:
         """One more domain."""
-        self._touched.add(self._domains)
+        self.touch(self._domains)
         self._domains += 1
 
-    def touch(self, d: int) -> None:
-        """Something about domain d changed."""
-        self._touched.add(d)
-        self._profiles.pop(d, None)
+    def _notice(self) -> None:
+        """Forget what is known of domains that changed."""
+        for d in self._stale:
+            self._profiles.pop(d, None)
+        self._touched |= self._stale
+        self._stale.clear()
 
     def profile(self, d: int, now_s: float) -> Profile:
         """What will be free when; gangs that overran their time are taken to need a little more."""
+        if self._stale:
+            self._notice()
         found = self._profiles.get(d)
         if found is None or (len(found) > 1 and found[1][0] < now_s):
             found = self._profiles[d] = self._work_out(d, now_s)
@@ -136,6 +144,8 @@ class Horizon:
             other.idle += 1
             if other.idle > IDLE:
                 del self._indices[other.nodes]
+        if self._stale:
+            self._notice()
         for d in self._touched:
             for index in self._indices.values():
                 index.put(d, self.when(d, index.nodes, now_s))

@@ -55,7 +55,7 @@ class Used(Struct, kw_only=True):
         return self.gpu_s * fade + self.gpus * (1.0 - fade) / rate
 
     def change(self, gpus: int, gangs: int, now_s: float, half_life_s: float | None) -> None:
-        if half_life_s is not None:
+        if half_life_s is not None and now_s != self.at_s:
             self.gpu_s, self.at_s = self.now(now_s, half_life_s), now_s
         self.gpus += gpus
         self.gangs += gangs

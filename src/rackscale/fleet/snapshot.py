@@ -85,7 +85,11 @@ def write(state: FleetState) -> bytes:
         begun=sorted(calendar.open.values()),
         maintenance=list(calendar.maintenance.values()), bookings=list(calendar.bookings.values()),
         holding=calendar.holding, reserved=state.reserved, policy=state.policy, queues=list(state.queues.values()),
-        uses=[QueueUse(name=n, used=node.used, users=node.users) for n, node in sorted(state.tree.nodes.items())],
+        uses=[
+            QueueUse(name=n, used=node.used, users=node.users)
+            for n, node in sorted(state.tree.nodes.items())
+            if node.users or node.used != Used()  # asking about a queue that nobody configured leaves no trace
+        ],
         queue_evictions=state.queue_evictions,
         evacuating={
             name: (None if at_s == float("-inf") else at_s, why)

@@ -13,7 +13,8 @@ from operator import itemgetter
 from rackscale.events import DomainSpec
 from rackscale.fleet.fabric import Units
 from rackscale.fleet.occupancy import members
-from rackscale.workload import LEVELS, Level
+from rackscale.fleet.queues import segment_charge
+from rackscale.workload import LEVELS, Level, Shape
 
 Path = tuple[str, ...]
 """Cluster and labels from the widest level inwards: (cluster, region, building, spine, leaf), or its beginning."""
@@ -81,7 +82,18 @@ class Topology:
     label of its own: without labels the whole cluster is one leaf.
     """
 
-    __slots__ = ("_groups", "_laid", "_matches", "_paths", "_units", "domains", "empty", "index", "whole")
+    __slots__ = (
+        "_floors",
+        "_groups",
+        "_laid",
+        "_matches",
+        "_paths",
+        "_units",
+        "domains",
+        "empty",
+        "index",
+        "whole",
+    )
 
     def __init__(self) -> None:
         self.domains: list[DomainSpec] = []
@@ -92,6 +104,7 @@ class Topology:
         """The same, spares included."""
         self._groups: dict[tuple[str, str], Group] = {}
         self._matches: dict[tuple[str | None, str | None], tuple[Group, ...]] = {}
+        self._floors: dict[tuple[Shape, str | None, str | None], tuple[int, int]] = {}
         self._paths: list[Path] = []
         self._units: dict[Path, int] = {}
         self._laid = 0
@@ -108,6 +121,7 @@ class Topology:
         self.whole.add(d, spec.nodes)
         self.empty.add(d, max(0, spec.nodes - spec.spares))
         self._group(spec).add(d, spec, path)
+        self._floors.clear()
         return d
 
     def _group(self, spec: DomainSpec) -> Group:
@@ -117,6 +131,23 @@ class Topology:
             group = self._groups[key] = Group(spec)
             self._matches.clear()
         return group
+
+    def floor(self, shape: Shape, system: str | None, cluster: str | None) -> tuple[int, int]:
+        """GPUs and millionths of a domain that the shape costs a queue at least; 0 if it fits nowhere."""
+        key = (shape, system, cluster)
+        found = self._floors.get(key)
+        if found is None:
+            found = self._floors[key] = self._floor(shape, system, cluster)
+        return found
+
+    def _floor(self, shape: Shape, system: str | None, cluster: str | None) -> tuple[int, int]:
+        held = shape.nodes_held_per_segment
+        groups = [group for group in self.groups(system, cluster) if group.largest >= held]
+        if not groups:
+            return 0, 0
+        gpus = min(group.gpus_per_node for group in groups)
+        domains = min(segment_charge(held, group.largest) for group in groups)
+        return shape.nodes_held * gpus, shape.segments * domains
 
     def groups(self, system: str | None, cluster: str | None) -> tuple[Group, ...]:
         """Groups that a job with these constraints may use: cheapest first, then in order of delivery.

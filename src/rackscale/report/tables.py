@@ -11,6 +11,7 @@ from rackscale.events import Action, Forecast
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
 from rackscale.report import words
+from rackscale.scheduler.answers import DomainRoom
 
 COLOURS = {
     Status.WAITING: "yellow", Status.STARTING: "cyan", Status.RUNNING: "green", Status.BROKEN: "red",
@@ -110,6 +111,27 @@ def _gangs(state: FleetState, now_s: float) -> Table:
         table.add_row(name, "", "", Text(ended.outcome, style="dim"), ago, str(ended.attempts), "-", "-", "")
     if len(ordered) > GANGS_SHOWN:
         table.add_row("...", *[""] * 7, f"{len(ordered) - GANGS_SHOWN} more gangs; --json shows all")
+    return table
+
+
+def rooms(items: tuple[DomainRoom, ...], now_s: float) -> Table:
+    """The best domains for a gang that waits, and what each lacks."""
+    table = plain("  domain", "free nodes", "lacks", "held by", "kept or promised", "out", "next maintenance")
+    for item in items:
+        held = [
+            f"{h.gang} {h.nodes} ({'?' if h.expected_end_s is None else words.duration(h.expected_end_s - now_s)})"
+            for h in item.held_by
+        ]
+        window = (
+            ""
+            if item.window_start_s is None
+            else f"{item.window} in {words.duration(item.window_start_s - now_s)}"
+        )
+        kept = ", ".join(dict.fromkeys((*item.kept_for, *item.promised_to)))
+        table.add_row(
+            f"  {item.domain}", f"{item.room} + {item.spares} spare", str(item.lacks), ", ".join(held[:3]), kept,
+            str(item.out or ""), window,
+        )  # fmt: skip
     return table
 
 

@@ -34,10 +34,11 @@ def gpu_hours(gpu_s: float) -> str:
 
 def place(binding: Binding) -> str:
     """`us-007/n00-n03`: nodes by domain, consecutive nodes as a range."""
-    return ", ".join(f"{s.domain}/{_ranges(s.nodes)}" for s in binding) or "nowhere"
+    return ", ".join(f"{s.domain}/{named(s.nodes)}" for s in binding) or "nowhere"
 
 
-def _ranges(nodes: tuple[int, ...]) -> str:
+def named(nodes: tuple[int, ...]) -> str:
+    """`n00-n03+n07`: node numbers, consecutive ones as a range."""
     parts: list[list[int]] = []
     for node in sorted(nodes):
         if parts and node == parts[-1][-1] + 1:
@@ -86,7 +87,7 @@ def _about_room(it: Action) -> tuple[str, str, str]:
             return "FREE", it.booking, _why(it.reason)
         case ev.Close() | ev.Open():
             verb = "CLOSE" if isinstance(it, ev.Close) else "OPEN"
-            nodes = "all nodes" if it.nodes is None else _ranges(it.nodes)
+            nodes = "all nodes" if it.nodes is None else named(it.nodes)
             return verb, it.domain, f"{nodes} ({_why(it.reason)})"
         case _:
             raise AssertionError(f"no words for {it}")
@@ -121,7 +122,7 @@ def happened(event: ev.Event) -> str | None:
                 ev.NodeFailed: "failed", ev.NodeRepaired: "repaired",
                 ev.Drained: "draining", ev.Undrained: "in use again",
             }[type(event)]  # fmt: skip
-            nodes = "" if event.nodes is None else f"/{_ranges(event.nodes)}"
+            nodes = "" if event.nodes is None else f"/{named(event.nodes)}"
             cause = f" ({event.cause})" if isinstance(event, ev.NodeFailed) else ""
             return f"{event.domain}{nodes} {verb}{cause}"
         case ev.GangRunning():

@@ -20,14 +20,21 @@ def ranked(topology: Topology, policy: Policy, job: Job) -> tuple[int, ...]:
     """The numbers of the job's choices, the most valuable first; those that no system offers are left out."""
     if not job.offers:
         return ONLY
-    rates = {n: rate for n, offer in enumerate(job.choices) if (rate := _rate(topology, job, offer)) < inf}
-    if not rates:
-        return ONLY
+    value = values(topology, policy, job)
+    return tuple(sorted(value, key=lambda n: (-value[n], n))) or ONLY
+
+
+def values(topology: Topology, policy: Policy, job: Job) -> dict[int, float]:
+    """What an hour in each choice is worth, in US dollars (GPUs where prices are unknown), nodes paid; by number.
+
+    Choices that no system offers are left out.
+    """
     choices = job.choices
+    rates = {n: rate for n, offer in enumerate(choices) if (rate := _rate(topology, job, offer)) < inf}
     worth = job.usd_per_hour
-    if worth is None:
+    if worth is None and rates:
         worth = min(rate / choices[n].throughput for n, rate in rates.items()) / policy.marginal_throughput
-    return tuple(sorted(rates, key=lambda n: (rates[n] - worth * choices[n].throughput, n)))
+    return {n: (worth or 0.0) * choices[n].throughput - rate for n, rate in rates.items()}
 
 
 def _rate(topology: Topology, job: Job, offer: Offer) -> float:

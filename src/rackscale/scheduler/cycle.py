@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -15,6 +16,28 @@ from rackscale.fleet.state import FleetState
 from rackscale.scheduler.order import Key, Order
 from rackscale.scheduler.price import cost
 from rackscale.scheduler.promises import Promises
+
+
+@contextmanager
+def what_if(state: FleetState, now_s: float, *, due: bool) -> Iterator[Cycle]:
+    """A decision that is tried: at the end all that it held, claimed, gave and took is taken back. They do not nest."""
+    machines = state.machines
+    machines.now_s = now_s
+    cycle = Cycle(state, now_s, due=due)
+    machines.gpu.occupancy.begin()
+    machines.cpu.occupancy.begin()
+    if state.tree.guaranteed:
+        for name in state.leaving:
+            gang = state.gangs[name]
+            cycle.depart(gang, gang.claim)
+    try:
+        yield cycle
+    finally:
+        machines.gpu.occupancy.end()
+        machines.cpu.occupancy.end()
+        state.tree.end_trial()
+        for d in cycle.touched:
+            machines.horizon.touch(d)
 
 
 class Blocked(NamedTuple):

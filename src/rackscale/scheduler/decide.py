@@ -22,7 +22,7 @@ from rackscale.events import Plan
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.calendar import begin_bookings, next_s, overdue
 from rackscale.scheduler.clear import clear_room, could_take
-from rackscale.scheduler.cycle import Cycle
+from rackscale.scheduler.cycle import Cycle, what_if
 from rackscale.scheduler.defragment import defragment
 from rackscale.scheduler.elastic import grow
 from rackscale.scheduler.place import place_waiting
@@ -35,36 +35,28 @@ def decide(state: FleetState, now_s: float) -> Plan:
     timer = state.wake_at_s is not None and now_s >= state.wake_at_s
     if not state.dirty and not timer:
         return Plan(at_s=now_s, wake_at_s=state.wake_at_s, retry_at_s=state.retry_at_s)
-    machines = state.machines
-    machines.now_s = now_s
     urgent = overdue(state, now_s)
     if urgent:
         return Plan(at_s=now_s, actions=tuple(urgent), wake_at_s=now_s, retry_at_s=now_s)
-    cycle = Cycle(state, now_s, due=state.retry_at_s is None or now_s >= state.retry_at_s)
-    machines.gpu.occupancy.begin()
-    machines.cpu.occupancy.begin()
-    try:
-        _run(cycle)
-    finally:
-        machines.gpu.occupancy.end()
-        machines.cpu.occupancy.end()
-        state.tree.end_trial()
-        for d in cycle.touched:
-            machines.horizon.touch(d)
+    due = state.retry_at_s is None or now_s >= state.retry_at_s
+    with what_if(state, now_s, due=due) as cycle:
+        fill(cycle)
+        make_room(cycle)
     wake_at_s, retry_at_s = _later(cycle)
     return Plan(at_s=now_s, actions=tuple(cycle.actions), wake_at_s=wake_at_s, retry_at_s=retry_at_s)
 
 
-def _run(cycle: Cycle) -> None:
-    if cycle.state.tree.guaranteed:
-        for name in cycle.state.leaving:
-            gang = cycle.state.gangs[name]
-            cycle.depart(gang, gang.claim)
+def fill(cycle: Cycle) -> None:
+    """Steps 1 to 5: all that moves nobody for those who wait."""
     settle(cycle)
     repair(cycle)
     withdraw(cycle)
     begin_bookings(cycle)
     place_waiting(cycle)
+
+
+def make_room(cycle: Cycle) -> None:
+    """Steps 6 to 9: what is done for those who still wait, and with the room that nobody waits for."""
     clear_room(cycle)
     if cycle.blocked or cycle.state.reserved or cycle.state.machines.calendar.bookings:
         reserve(cycle)
@@ -91,8 +83,6 @@ def _later(cycle: Cycle) -> tuple[float | None, float | None]:
 def _time_helps(cycle: Cycle) -> bool:
     """Whether time alone may let somebody be evicted for one that waits."""
     state = cycle.state
-    if (
-        not cycle.due
-    ):  # whether anybody could be evicted was found when it was due; new gangs are looked at below
+    if not cycle.due:  # whether anybody could be evicted was found when it was due
         return state.wake_at_s is not None or any(could_take(cycle, blocked) for blocked in cycle.blocked)
     return state.policy.preemption and any(could_take(cycle, blocked) for blocked in cycle.blocked)

@@ -107,14 +107,37 @@ def _without(state: FleetState, gang: Gang, d: int, offer: Offer) -> Binding | N
 
 def grow(cycle: Cycle) -> None:
     """Let elastic gangs grow into room that nobody waits for, where that pays for the restart."""
-    state = cycle.state
-    if not state.policy.growth or not state.elastic or cycle.blocked or state.waiting.size > _started(cycle):
+    if forbidden(cycle) is not None:
         return
-    for gang in cycle.by_order(state.elastic):
-        if gang.name in cycle.leaving or not _better(cycle, gang):
+    for gang in cycle.by_order(cycle.state.elastic):
+        if gang.name in cycle.leaving:
             continue
-        if _may_grow(cycle, gang):
-            _grow(cycle, gang)
+        found = growth(cycle, gang)
+        if not isinstance(found, str):
+            choice, binding = found
+            cycle.move(gang, binding, Reason(code="grown"), choice)
+
+
+def forbidden(cycle: Cycle) -> str | None:
+    """Why nobody grows now: `policy`, `others-wait`; `none`: there is nobody who could."""
+    state = cycle.state
+    if not state.policy.growth:
+        return "policy"
+    if not state.elastic:
+        return "none"
+    return "others-wait" if cycle.blocked or state.waiting.size > _started(cycle) else None
+
+
+def growth(cycle: Cycle, gang: Gang) -> tuple[int, Binding] | str:
+    """The choice that the gang grows into and where; or why it doesn't.
+
+    `best-shape`: no larger one is worth more; `not-yet`: it must run longer or checkpoint first; `does-not-pay`: the
+    restart costs more time than it saves; `no-room`: or its queue may hold no more.
+    """
+    better = _better(cycle, gang)
+    if not better:
+        return "best-shape"
+    return _growth(cycle, gang, better) if _may_grow(cycle, gang) else "not-yet"
 
 
 def _started(cycle: Cycle) -> int:
@@ -145,21 +168,22 @@ def _better(cycle: Cycle, gang: Gang) -> list[int]:
     return [n for n in ahead if choices[n].shape.nodes_held > choices[gang.choice].shape.nodes_held]
 
 
-def _grow(cycle: Cycle, gang: Gang) -> None:
+def _growth(cycle: Cycle, gang: Gang, better: list[int]) -> tuple[int, Binding] | str:
     state = cycle.state
     job = state.jobs[gang.job]
-    for choice in _better(cycle, gang):
+    verdict = "does-not-pay"
+    for choice in better:
         offer = job.choices[choice]
         if not _pays(cycle, gang, offer):
             continue
         binding = _with(cycle, gang, offer)
         if (
-            binding is None
-            or state.tree.refuses(gang.queue, job.user, _more(state, gang, binding)) is not None
+            binding is not None
+            and state.tree.refuses(gang.queue, job.user, _more(state, gang, binding)) is None
         ):
-            continue
-        cycle.move(gang, binding, Reason(code="grown"), choice)
-        return
+            return choice, binding
+        verdict = "no-room"
+    return verdict
 
 
 def _more(state: FleetState, gang: Gang, binding: Binding) -> Charge:

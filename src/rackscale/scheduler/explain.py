@@ -1,188 +1,390 @@
-"""`why`: answers from the same code that decides. Nothing here decides anything."""
+"""`why`: answers from the same code that decides. Nothing here decides anything, and the state stays as it is.
+
+For a gang that waits, the next decision is tried as it will be when all that wait are looked at again: those ahead of
+it have their turn, then its obstacle is judged, then room is made. What it says the scheduler will do is what the
+scheduler then does, unless something happens before.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-
-from msgspec import Struct
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterable
+from math import inf
 
 from rackscale.errors import UnknownNameError
-from rackscale.fleet.gangs import Gang, Status
-from rackscale.fleet.occupancy import members
-from rackscale.fleet.queues import Charge
+from rackscale.events import (
+    Binding,
+    Decided,
+    Event,
+    Move,
+    Preempt,
+    Refuse,
+    Requeue,
+    Restart,
+    Start,
+    Stop,
+    Submitted,
+    Unclaim,
+)
+from rackscale.fleet.gangs import Ended, Gang, Status, WaitClass
+from rackscale.fleet.queues import LN2, NOTHING
 from rackscale.fleet.state import FleetState
-from rackscale.scheduler.fit import ever_fits, place
-from rackscale.scheduler.preempt import Clearer
-from rackscale.scheduler.price import Taker, cost, guard
-from rackscale.scheduler.victims import Ask, Clearing
+from rackscale.scheduler.answers import (
+    ChoiceJudged,
+    DomainRoom,
+    Happened,
+    InLine,
+    Largest,
+    Obstacle,
+    Placed,
+    Share,
+    Why,
+)
+from rackscale.scheduler.choices import ranked, values
+from rackscale.scheduler.cycle import what_if
+from rackscale.scheduler.decide import fill, make_room
+from rackscale.scheduler.elastic import forbidden, growth, smaller
+from rackscale.scheduler.obstacles import Judge
+from rackscale.scheduler.order import Key, Order
+from rackscale.scheduler.place import least_charge
+from rackscale.scheduler.price import Taker, cost, guard, interruptible
+from rackscale.scheduler.rooms import SHOWN, best_rooms, room_of
+from rackscale.scheduler.unblocks import ANYONE, LIMITS, reservation, unblocks
+from rackscale.workload import LEVELS, Job
 
-ANYONE = 1 << 31
-"""A priority above every other: asks what would have to move if priority were no object."""
-SHOWN = 5
-
-
-class DomainRoom(Struct, frozen=True, kw_only=True):
-    """What one domain has of what a segment needs, in nodes."""
-
-    domain: str
-    room: int
-    lacks: int
-    held_by: tuple[str, ...]
-
-
-class Unblock(Struct, frozen=True, kw_only=True):
-    """The cheapest set of gangs whose leaving would let this one start."""
-
-    domains: tuple[str, ...]
-    victims: tuple[str, ...]
-    lost_gpu_h: float
-    """Lost work, restarts and penalties, GPU-hours."""
-    allowed: bool
-    """Whether priority and guards let the scheduler do it by itself."""
+REMEMBERED = 16
+"""Decisions about a gang that are told, the last ones."""
 
 
-class Why(Struct, frozen=True, kw_only=True):
-    """The explanation of one gang. `constraint` is a word for machines, `text` a sentence for people."""
+class History:
+    """What is told from the journal: decisions about these gangs, and jobs that are gone from the state."""
 
-    gang: str
-    status: str
-    since_s: float | None
-    constraint: str
-    text: str
-    domains: tuple[DomainRoom, ...] = ()
-    unblock: Unblock | None = None
-    guards: dict[str, int] = {}
-    """Why running gangs may not be evicted for this one: reason -> number of gangs."""
+    def __init__(self, events: Iterable[Event], names: Iterable[str], job: str) -> None:
+        self.of: dict[str, deque[Happened]] = {name: deque(maxlen=REMEMBERED) for name in names}
+        self.job: Job | None = None
+        for event in events:
+            if isinstance(event, Decided):
+                for action in event.plan.actions:
+                    kept = self.of.get(getattr(action, "gang", ""))
+                    if kept is not None and isinstance(
+                        action, Start | Restart | Preempt | Move | Stop | Requeue
+                    ):
+                        kept.append(_happened(event.at_s, action))
+            elif isinstance(event, Submitted) and event.job.name == job:
+                self.job = event.job
 
 
-def why(state: FleetState, name: str) -> tuple[Why, ...]:
-    """Explain a job (all its gangs) or one gang. Raises UnknownNameError."""
+def _happened(at_s: float, action: Start | Restart | Preempt | Move | Stop | Requeue) -> Happened:
+    reason = action.reason
+    binding: Binding = getattr(action, "binding", ())
+    return Happened(
+        at_s=at_s, action=type(action).__name__.lower(), attempt=action.attempt, code=reason.code,
+        for_gang=reason.for_gang, window=reason.window, domains=_domains(binding),
+        lost_gpu_h=reason.lost_gpu_s / 3600, restart_gpu_h=reason.restart_gpu_s / 3600,
+        penalty_gpu_h=reason.penalty_gpu_s / 3600, free_nodes_left=reason.free_nodes_left,
+    )  # fmt: skip
+
+
+def why(
+    state: FleetState, name: str, history: Iterable[Event] = (), *, now_s: float | None = None
+) -> tuple[Why, ...]:
+    """Explain a job (all its gangs) or one gang. Raises UnknownNameError.
+
+    `history`: events of the journal, to tell past departures from. `now_s`: the time, if it is later than the state's.
+    """
+    names, job = _named(state, name)
+    told = History(history, names, job)
+    at_s = state.now_s if now_s is None else max(now_s, state.now_s)
+    before_s = state.machines.now_s
+    try:
+        return tuple(_why(state, gang, told, at_s) for gang in names)
+    finally:
+        state.machines.now_s = before_s
+
+
+def _named(state: FleetState, name: str) -> tuple[list[str], str]:
+    """The gangs that the name means, and their job."""
     job = state.jobs.get(name)
-    names = [n for n in job.gangs() if n in state.gangs or n in state.ended] if job else [name]
-    if not job and name not in state.gangs and name not in state.ended:
-        ended = [n for n, e in state.ended.items() if e.job == name]
-        if not ended:
-            raise UnknownNameError("job", name, [*state.jobs, *state.gangs, *state.ended])
-        names = ended
-    return tuple(_why(state, n) for n in names)
+    if job is not None:
+        return [n for n in job.gangs() if n in state.gangs or n in state.ended], name
+    if name in state.gangs:
+        return [name], state.gangs[name].job
+    if name in state.ended:
+        return [name], state.ended[name].job
+    ended = [n for n, e in state.ended.items() if e.job == name]
+    if not ended:
+        raise UnknownNameError("job", name, [*state.jobs, *state.gangs, *state.ended])
+    return ended, name
 
 
-def _why(state: FleetState, name: str) -> Why:
+def _why(state: FleetState, name: str, told: History, now_s: float) -> Why:
+    history = tuple(told.of[name])
     gang = state.gangs.get(name)
     if gang is None:
-        ended = state.ended[name]
-        detail = f": {ended.detail}" if ended.detail else ""
-        text = f"{ended.outcome} after {ended.attempts} attempt(s){detail}"
-        return Why(gang=name, status="ended", since_s=ended.at_s, constraint=ended.outcome, text=text)
-    if gang.status is Status.WAITING:
-        return _why_waiting(state, gang)
-    return _why_placed(state, gang)
-
-
-def _why_placed(state: FleetState, gang: Gang) -> Why:
-    where = ", ".join(f"{s.domain} ({len(s.nodes)} nodes)" for s in gang.binding)
-    text = {
-        Status.STARTING: f"attempt {gang.attempt} starts on {where} ({gang.cause})",
-        Status.RUNNING: f"attempt {gang.attempt} runs on {where} ({gang.cause})",
-        Status.BROKEN: f"a node under it failed on {where}",
-        Status.LEAVING: f"it was told to leave {where} ({gang.cause})",
-    }[gang.status]
-    lost = cost(state, gang, state.now_s)
-    text += f"; stopping it now would cost {lost.total / 3600:.2f} GPU-h"
-    rooms = tuple(_room(state, state.index[s.domain], 0) for s in gang.binding)
-    return Why(
-        gang=gang.name, status=gang.status, since_s=gang.since_s, constraint=gang.cause, text=text,
-        domains=rooms[:SHOWN],
-    )  # fmt: skip
-
-
-def _room(state: FleetState, d: int, needed: int) -> DomainRoom:
-    room = state.occupancy.room[d]
-    return DomainRoom(
-        domain=state.domains[d].name, room=room, lacks=max(0, needed - room),
-        held_by=tuple(sorted(state.tenants.on[d])),
-    )  # fmt: skip
-
-
-def _why_waiting(state: FleetState, gang: Gang) -> Why:
-    job = state.jobs[gang.job]
-    shape = job.shape
-    groups = state.topology.groups(job.system, job.cluster)
-    free = sum(
-        room * (bits & group.domains).bit_count() * group.gpus_per_node
-        for group in groups
-        for room, bits in enumerate(state.occupancy.buckets)
+        return _ended(state, name, state.ended[name], told, now_s)
+    state.machines.now_s = now_s
+    if gang.status is not Status.WAITING:
+        return _placed(state, gang, history, now_s)
+    cls = state.waiting.of(name)
+    return (
+        _claimed(state, gang, history, now_s) if cls is None else _waiting(state, gang, cls, history, now_s)
     )
-    best = _best(state, [group.domains for group in groups], shape.nodes_per_segment)
-    if gang.claim:
-        held = {n for s in gang.claim for n in state.tenants.on[state.index[s.domain]]}
-        where = ", ".join(s.domain for s in gang.claim)
-        constraint, text = (
-            "claimed",
-            f"{where} is being cleared for it; it starts when {', '.join(sorted(held))} left",
-        )
-    elif not ever_fits(state, job):
-        constraint = "never-fits"
-        largest = max((group.largest for group in groups), default=0)
-        text = (
-            f"no cluster could ever hold {shape.segments} x {shape.nodes_per_segment} nodes"
-            f" (the largest segment that fits is {largest} nodes)"
-        )
-    elif place(state, job.choices[0], job) is not None:
-        constraint, text = "next-cycle", "it fits now and starts in the next cycle"
-    else:
-        constraint = "topology" if free >= state.gpus(gang) else "capacity"
-        have = sum(1 for r in best if r.lacks == 0)
-        text = (
-            f"{free} GPUs are free, but {have} of the {shape.segments} domain(s) it needs have"
-            f" {shape.nodes_per_segment} free nodes"
-        )
-        if best and best[0].lacks:
-            text += f"; the best, {best[0].domain}, has {best[0].room}"
-    if gang.cause:
-        text += f" (it ran before: {gang.cause})"
-    unblock, guards = (None, {}) if constraint in ("claimed", "never-fits") else _unblock(state, gang)
+
+
+# -- waiting -----------------------------------------------------------------------------------------------------------
+
+
+def _waiting(
+    state: FleetState, gang: Gang, cls: WaitClass, history: tuple[Happened, ...], now_s: float
+) -> Why:
+    job = state.jobs[gang.job]
+    line = _in_line(state, gang, now_s)
+    with what_if(state, now_s, due=True) as cycle:
+        fill(cycle)
+        key: Key = cycle.order.of(gang)
+        judge = Judge(cycle, gang, key, cls)
+        order = ranked(state.topology, state.policy, job)
+        judged = {choice: _judged(judge, choice) for choice in order}
+        rooms = _rooms(judge, order[0])
+        make_room(cycle)
+        start = None if all(o.code in LIMITS for o in judged.values()) else reservation(judge)
+        choice = _chosen(judged, start.choice if start is not None else order[0])
+        obstacle = judged[choice]
+        if any(isinstance(a, Start) and a.gang == gang.name for a in cycle.actions):
+            obstacle = Obstacle(code="next-cycle")
+        found = unblocks(judge, obstacle, choice, start)
+        guards = _guards(judge, choice) if obstacle.code not in ("next-cycle", "never-fits") else {}
     return Why(
-        gang=gang.name, status=gang.status, since_s=gang.since_s, constraint=constraint, text=text,
-        domains=tuple(best), unblock=unblock, guards=guards,
+        gang=gang.name, status=gang.status, now_s=now_s, since_s=gang.since_s, constraint=obstacle.code,
+        obstacle=obstacle, choice=choice, choices=_choices(state, job, judged) if job.offers else (), line=line,
+        reservation=start, domains=rooms, unblocks=found, guards=guards, due_s=state.retry_at_s,
+        ran_before=gang.cause, evictions=gang.evictions, history=history, attempts=gang.attempt,
+        largest=_largest(state, job) if obstacle.code == "never-fits" else (),
     )  # fmt: skip
 
 
-def _best(state: FleetState, groups: list[int], needed: int) -> list[DomainRoom]:
-    """The domains with the most room."""
+def _judged(judge: Judge, choice: int) -> Obstacle:
+    """What keeps it waiting in the choice; a start or refusal that the decision holds already counts as such."""
+    for action in judge.cycle.actions:
+        if isinstance(action, Refuse) and action.job == judge.job.name:
+            return Obstacle(code="never-fits")
+        if isinstance(action, Start) and action.gang == judge.gang.name:
+            return Obstacle(code="next-cycle", domains=_domains(action.binding))
+    return judge.judge(choice)
+
+
+def _chosen(judged: dict[int, Obstacle], promised: int) -> int:
+    """The shape to speak of: the one that it starts or is promised, else the most valuable that it could ever have."""
+    starts = [n for n, obstacle in judged.items() if obstacle.code == "next-cycle"]
+    ever = [n for n, obstacle in judged.items() if obstacle.code != "never-fits"]
+    if starts or not ever or promised not in ever:
+        return next(iter([*starts, *ever, *judged]))
+    return promised
+
+
+def _rooms(judge: Judge, choice: int) -> tuple[DomainRoom, ...]:
+    """The best domains for the choice, and what each lacks."""
+    job, state = judge.job, judge.state
+    if job.cpu_only or job.booking is not None:
+        return ()
+    offer = job.choices[choice]
     within = 0
-    for domains in groups:
-        within |= domains
-    found: list[DomainRoom] = []
-    for bits in reversed(state.occupancy.buckets):
-        for d in members(bits & within):
-            found.append(_room(state, d, needed))
-            if len(found) == SHOWN:
-                return found
-    return found
+    for group in state.topology.groups(offer.system or job.system, job.cluster):
+        within |= group.domains
+    return best_rooms(state, within, offer.shape.nodes_held_per_segment)
 
 
-def _unblock(state: FleetState, gang: Gang) -> tuple[Unblock | None, dict[str, int]]:
-    job = state.jobs[gang.job]
-    state.occupancy.begin()
-    try:
-        charge = Charge(job.shape.nodes_held * 4)
-        ask = Ask(job, job.choices[0], Taker(gang.priority, gang.queue, charge))
-        clearer = Clearer(state, state.now_s, set(), {})
-        allowed = clearer.clear(ask)
-        found = allowed or clearer.clear(ask._replace(taker=Taker(ANYONE, gang.queue, charge)))
-    finally:
-        state.occupancy.end()
-    reasons = Counter(
-        guard(state, other, ask.taker, state.now_s) or "allowed"
-        for other in state.gangs.values()
-        if other.binding
-    )
-    return (_describe(found, allowed is not None) if found else None), dict(sorted(reasons.items()))
-
-
-def _describe(found: Clearing, allowed: bool) -> Unblock:
-    return Unblock(
-        domains=tuple(s.domain for s in found.binding), victims=found.victims, lost_gpu_h=found.price / 3600,
-        allowed=allowed,
+def _choices(state: FleetState, job: Job, judged: dict[int, Obstacle]) -> tuple[ChoiceJudged, ...]:
+    value = values(state.topology, state.policy, job)
+    missing = [n for n in range(len(job.choices)) if n not in judged]
+    return tuple(
+        ChoiceJudged(
+            choice=n, segments=offer.shape.segments, nodes_per_segment=offer.shape.nodes_held_per_segment,
+            system=offer.system or job.system, throughput=offer.throughput, value_per_h=value.get(n),
+            obstacle=judged.get(n, Obstacle(code="never-fits")),
+        )
+        for n, offer in ((n, job.choices[n]) for n in (*judged, *missing))
     )  # fmt: skip
+
+
+def _in_line(state: FleetState, gang: Gang, now_s: float) -> InLine:
+    """Who goes before the gang, and what fair share counts."""
+    order = Order(state, now_s)
+    mine = order.of(gang)
+    ahead, last = 0, None
+    for cls in state.waiting.classes.values():
+        at = bisect_left(range(len(cls.entries)), mine, key=lambda n, cls=cls: order.of_entry(cls, n))  # type: ignore[misc]
+        ahead += at
+        if at:
+            last = max(
+                last or (order.of_entry(cls, at - 1), ""),
+                (order.of_entry(cls, at - 1), cls.entries[at - 1][2]),
+            )
+    return InLine(ahead=ahead, next_ahead=last[1] if last else None, shares=_shares(state, gang, now_s))
+
+
+def _shares(state: FleetState, gang: Gang, now_s: float) -> tuple[Share, ...]:
+    half_life_s = state.tree.half_life_s
+    return tuple(
+        Share(
+            queue=node.spec.name, weight=node.spec.weight, held_gpus=node.used.gpus, quota_gpus=node.spec.quota_gpus,
+            quota_domains=node.spec.quota_domains,
+            used_gpus=None if half_life_s is None else node.used.now(now_s, half_life_s) * LN2 / half_life_s,
+        )
+        for node in reversed(state.tree.node(gang.queue).path)
+    )  # fmt: skip
+
+
+def _guards(judge: Judge, choice: int) -> dict[str, int]:
+    """Why those who hold nodes may not be evicted for the gang, by guard."""
+    state, gang = judge.state, judge.gang
+    if judge.job.cpu_only or judge.job.booking is not None:
+        return {}
+    taker = Taker(gang.priority, gang.queue, least_charge(judge.cycle, judge.job, choice))
+    counts = Counter(
+        guard(state, other, taker, judge.cycle.now_s) or "allowed"
+        for other in state.gangs.values()
+        if other.binding and not state.jobs[other.job].cpu_only
+    )
+    return dict(sorted(counts.items()))
+
+
+def _claimed(state: FleetState, gang: Gang, history: tuple[Happened, ...], now_s: float) -> Why:
+    """Nodes are kept for it."""
+    domains = _domains(gang.claim)
+    rooms = tuple(room_of(state, state.index[domain], 0) for domain in domains[:SHOWN])
+    masks = state.claimants[gang.name]
+    on = {name for d, mask in masks for name, held in state.tenants.on[d].items() if held & mask}
+    ends_s = max((state.machines.expected_end_s(state.gangs[name], now_s) for name in on), default=now_s)
+    with what_if(state, now_s, due=True) as cycle:
+        fill(cycle)
+        mine = [action for action in cycle.actions if getattr(action, "gang", "") == gang.name]
+    code, broken = "claimed", any(isinstance(a, Unclaim) for a in mine)
+    if any(isinstance(a, Start) for a in mine):
+        code = "next-cycle"
+    obstacle = Obstacle(
+        code=code, domains=domains, detail="broken" if broken else None, at_s=None if ends_s == inf else ends_s,
+        subject=", ".join(sorted(on)) or None,
+    )  # fmt: skip
+    return Why(
+        gang=gang.name, status=gang.status, now_s=now_s, since_s=gang.since_s, constraint=code, obstacle=obstacle,
+        choice=gang.claim_choice, domains=rooms, ran_before=gang.cause, evictions=gang.evictions, history=history,
+        attempts=gang.attempt,
+    )  # fmt: skip
+
+
+# -- placed ------------------------------------------------------------------------------------------------------------
+
+
+def _placed(state: FleetState, gang: Gang, history: tuple[Happened, ...], now_s: float) -> Why:
+    domains = _domains(gang.binding)
+    rooms = tuple(room_of(state, state.index[domain], 0) for domain in domains[:SHOWN])
+    job = state.jobs[gang.job]
+    value = values(state.topology, state.policy, job)
+    judged = {n: Obstacle(code="next-cycle") for n in ranked(state.topology, state.policy, job)}
+    return Why(
+        gang=gang.name, status=gang.status, now_s=now_s, since_s=gang.since_s, constraint=gang.cause,
+        choice=gang.choice, choices=_choices(state, job, judged) if job.offers else (), domains=rooms,
+        placed=_place(state, gang, value.get(gang.choice), now_s), evictions=gang.evictions, history=history,
+        attempts=gang.attempt,
+    )  # fmt: skip
+
+
+def _place(state: FleetState, gang: Gang, value: float | None, now_s: float) -> Placed:
+    domains = _domains(gang.binding)
+    price = cost(state, gang, now_s)
+    end_s = state.machines.expected_end_s(gang, now_s)
+    protected = interruptible(state, gang, Taker(ANYONE, gang.queue, NOTHING), now_s)
+    leave = state.evacuating.get(gang.name)
+    return Placed(
+        attempt=gang.attempt, domains=domains, nodes=sum(len(s.held) for s in gang.binding), choice=gang.choice,
+        value_per_h=value, expected_end_s=None if end_s == inf else end_s, spans=_spans(state, domains),
+        lost_gpu_h=price.lost_gpu_s / 3600, restart_gpu_h=price.restart_gpu_s / 3600,
+        penalty_gpu_h=price.penalty_gpu_s / 3600, kept_h=gang.kept_now_s(now_s) / 3600, protected_by=protected,
+        protected_until_s=_until_s(state, gang, protected), taken_by=_takers(state, gang),
+        shrinks=bool(smaller(state, gang)), growth=_growth(state, gang, now_s), back_on=_domains(gang.claim),
+        must_leave_s=None if leave is None else max(leave[0], now_s), must_leave_for=leave[1] if leave else None,
+    )  # fmt: skip
+
+
+def _spans(state: FleetState, domains: tuple[str, ...]) -> dict[str, int]:
+    """Units of every fabric level that the domains lie in."""
+    indices = [state.index[domain] for domain in domains]
+    return {level: len({state.topology.unit(level, d) for d in indices}) for level in LEVELS}
+
+
+def _until_s(state: FleetState, gang: Gang, protected: str | None) -> float | None:
+    """When the guard ends by itself, where time alone ends it."""
+    if protected == "minimum-run-time" and gang.started_s is not None:
+        return gang.started_s + max(state.policy.min_runtime_s, state.jobs[gang.job].durability.restart_s)
+    return None
+
+
+def _takers(state: FleetState, gang: Gang) -> tuple[str, ...]:
+    """Who may preempt it when no guard is in the way."""
+    policy, tree = state.policy, state.tree
+    if not state.jobs[gang.job].preemptible:
+        return ()
+    above = [
+        name for name, priority in policy.priorities.items() if priority > gang.priority and policy.preemption
+    ]
+    path = tree.node(gang.queue).path
+    if (
+        policy.preemption
+        and policy.reclaim
+        and any(n.spec.guaranteed and not n.within_quota(NOTHING) for n in path)
+    ):
+        above.append("reclaim")
+    return tuple(sorted(above, key=lambda name: policy.priorities.get(name, ANYONE)))
+
+
+def _growth(state: FleetState, gang: Gang, now_s: float) -> str | None:
+    """Why an elastic gang does not grow, in the next decision as it would be."""
+    if gang.name not in state.elastic:
+        return None
+    with what_if(state, now_s, due=True) as cycle:
+        fill(cycle)
+        make_room(cycle)
+        if any(
+            isinstance(a, Move) and a.gang == gang.name and a.reason.code == "grown" for a in cycle.actions
+        ):
+            return "grows"
+        verdict = forbidden(cycle) or growth(cycle, gang)
+        return verdict if isinstance(verdict, str) else "no-room"
+
+
+# -- ended -------------------------------------------------------------------------------------------------------------
+
+
+def _ended(state: FleetState, name: str, ended: Ended, told: History, now_s: float) -> Why:
+    constraint = ended.detail if ended.outcome == "refused" else ended.outcome
+    return Why(
+        gang=name, status="ended", now_s=now_s, since_s=ended.at_s, constraint=constraint,
+        outcome=ended.outcome, detail=ended.detail, attempts=ended.attempts, history=tuple(told.of[name]),
+        largest=_largest(state, told.job) if ended.detail == "never-fits" else (),
+    )  # fmt: skip
+
+
+def _largest(state: FleetState, job: Job | None) -> tuple[Largest, ...]:
+    """What each cluster that would do could hold at most."""
+    groups = state.topology.groups(*((job.system, job.cluster) if job is not None else (None, None)))
+    if not groups:
+        groups = state.topology.groups(None, None)
+    return tuple(
+        Largest(
+            cluster=group.cluster, system=group.system, nodes_per_segment=group.largest,
+            domains=(_empty(state, group.largest) & group.domains).bit_count(),
+        )
+        for group in groups[:SHOWN]
+    )  # fmt: skip
+
+
+def _empty(state: FleetState, nodes: int) -> int:
+    """Domains that give so many nodes when they are empty."""
+    buckets = state.topology.empty.buckets
+    return buckets[nodes] if nodes < len(buckets) else 0
+
+
+def _domains(binding: Binding) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(segment.domain for segment in binding))

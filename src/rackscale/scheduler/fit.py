@@ -101,14 +101,16 @@ def wishes(nearness: Nearness, shape: Shape) -> tuple[Wish, ...]:
 
 def _best_one(books: Books, groups: Iterable[Group], nodes: int, avoid: int) -> Placement | None:
     """The best placement of one segment over the groups."""
-    best: Placement | None = None
-    for group in groups:
-        found = place_one(books, group.domains & ~avoid if avoid else group.domains, nodes)
-        if found is not None and (best is None or found.free_nodes_left < best.free_nodes_left):
-            best = found
-            if best.free_nodes_left == 0:
-                break
-    return best
+    buckets = books.buckets
+    for room in range(nodes, len(buckets)):
+        bucket = buckets[room] & ~avoid if avoid else buckets[room]
+        if not bucket:
+            continue
+        for group in groups:
+            candidates = bucket & group.domains
+            if candidates:
+                return Placement([(candidates & -candidates).bit_length() - 1], room - nodes)
+    return None
 
 
 def _best(search: Search, groups: Iterable[Group], avoid: int) -> Placement | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from math import inf
+from typing import NamedTuple
 
 from rackscale.events import Reason, Refuse, Segment
 from rackscale.fleet.gangs import Gang, WaitClass, remaining_s
 from rackscale.fleet.machines import Books
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
-from rackscale.fleet.queues import Charge, segment_charge
+from rackscale.fleet.queues import Charge
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, ever_fits, place
@@ -125,18 +126,11 @@ def least_charge(cycle: Cycle, job: Job, choice: int) -> Charge:
     """What the choice would cost the queue at least."""
     if job.cpu_only:
         return Charge()
-    offer = job.choices[choice]
-    shape = offer.shape
-    groups = [
-        group
-        for group in cycle.state.topology.groups(offer.system or job.system, job.cluster)
-        if group.largest >= shape.nodes_held_per_segment
-    ]
-    if not groups:
-        return Charge()
-    gpus = min(group.gpus_per_node for group in groups)
-    domains = min(segment_charge(shape.nodes_held_per_segment, group.largest) for group in groups)
-    return Charge(shape.nodes_held * gpus, shape.segments * domains)
+    shape, system = job.shape, job.system
+    if choice:
+        offer = job.offers[choice - 1]
+        shape, system = offer.shape, offer.system or system
+    return Charge(*cycle.state.topology.floor(shape, system, job.cluster))
 
 
 def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
@@ -147,27 +141,42 @@ def refused(cycle: Cycle, gang: Gang, job: Job, charge: Charge) -> str | None:
     return found
 
 
-def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
-    """Where the gang fits now, promises to others and what is planned for the domains respected."""
+class Closed(NamedTuple):
+    """Sets of domains that a gang may not use, whatever room they have."""
+
+    shut: int = 0
+    """They go out of use before it is expected to end."""
+    promised: int = 0
+    """Others ahead of it were promised them."""
+    siblings: int = 0
+    """Other replicas of its service are near."""
+
+
+def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Closed:
+    """Where the gang may not go in this shape."""
     state, shape = cycle.state, offer.shape
     machines = state.machines
     if job.cpu_only:
-        return place(state, offer, job, books=machines.cpu.occupancy, avoid=_cpu_avoid(cycle, job))
-    avoid = 0
+        return Closed(_cpu_avoid(cycle, job))
+    shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
         stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
         until_s = cycle.now_s + stays_s
         assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
-        avoid = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
-        avoid |= cycle.promises.closed(key, until_s, nodes)
+        shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
+        promised = cycle.promises.closed(key, until_s, nodes)
     near = job.nearness
-    if near.apart is None or job.kind != "service":
-        return place(state, offer, job, avoid=avoid)
-    others = siblings(cycle, job)
-    if near.apart_required:
-        return place(state, offer, job, avoid=avoid | others)
-    return place(state, offer, job, avoid=avoid, shun=others)
+    return Closed(shut, promised, 0 if near.apart is None or job.kind != "service" else siblings(cycle, job))
+
+
+def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
+    """Where the gang fits now, promises to others and what is planned for the domains respected."""
+    shut, promised, others = closed(cycle, key, cls, job, offer)
+    books = cycle.state.machines.books(job).occupancy
+    if job.nearness.apart_required:
+        return place(cycle.state, offer, job, books=books, avoid=shut | promised | others)
+    return place(cycle.state, offer, job, books=books, avoid=shut | promised, shun=others)
 
 
 def _cpu_avoid(cycle: Cycle, job: Job) -> int:
@@ -252,9 +261,7 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     return LIMITED
 
 
-def _segments_in(
-    cycle: Cycle, job: Job, free: dict[int, int], offer: Offer
-) -> tuple[Segment, ...] | None:
+def _segments_in(cycle: Cycle, job: Job, free: dict[int, int], offer: Offer) -> tuple[Segment, ...] | None:
     """Segments on these free nodes, the fullest domains first; None where they don't fit."""
     shape, domains = offer.shape, cycle.state.domains
     held, segments = shape.nodes_held_per_segment, list[Segment]()

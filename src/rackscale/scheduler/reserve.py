@@ -61,7 +61,7 @@ def reserve(cycle: Cycle) -> None:
             kept.promise(BOOKING + name, 0, found, booking.shape)
     for gang in _first(cycle):
         job = state.jobs[gang.job]
-        best = _best(cycle, gang, job, kept.ahead)
+        best = earliest(cycle, gang, job, kept.ahead)
         if best is not None:
             choice, found = best
             kept.promise(gang.name, choice, found, job.choices[choice].shape)
@@ -144,7 +144,7 @@ def _in_line(cycle: Cycle) -> Iterator[tuple[Key, str]]:
             heapq.heappush(heads, (cycle.order.of_entry(cls, at + 1), n, at + 1))
 
 
-def _best(cycle: Cycle, gang: Gang, job: Job, ahead: dict[int, int]) -> tuple[int, Found] | None:
+def earliest(cycle: Cycle, gang: Gang, job: Job, ahead: dict[int, int]) -> tuple[int, Found] | None:
     """The choice that is expected to be done first, and where it would start."""
     state = cycle.state
     cls = state.waiting.of(gang.name)

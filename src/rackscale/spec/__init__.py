@@ -8,7 +8,7 @@ submissions(...)    work as it arrives in a rehearsal, sampled from a seed
 
 from __future__ import annotations
 
-from rackscale.spec.documents import Documents, Report, check, load
+from rackscale.spec.documents import Documents, Report, Window, check, load
 from rackscale.spec.rehearsal import Arrivals, Duration, Failures, Submission, Work, submissions
 from rackscale.spec.schema import json_schema
 
@@ -19,6 +19,7 @@ __all__ = [
     "Failures",
     "Report",
     "Submission",
+    "Window",
     "Work",
     "check",
     "json_schema",

@@ -122,7 +122,7 @@ def _never_runs(document: Document, around: Surroundings) -> Iterator[Problem]:
 def _costs(job: Job, fleet: Sequence[DomainSpec]) -> list[Cost]:
     kinds = {(s.cluster, s.system, s.nodes, s.gpus_per_node, s.spares): s for s in fleet}
     return [
-        Cost.of(job, offer, spec)
+        Cost.of(job, offer, gpus_per_node=spec.gpus_per_node, usable=spec.nodes - spec.spares)
         for offer in job.choices
         for spec in kinds.values()
         if (offer.system or job.system) in (None, spec.system) and job.cluster in (None, spec.cluster)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
@@ -48,6 +48,8 @@ class Stated(Struct, frozen=True, kw_only=True):
     """`file:line:column: document field`."""
     text: str
     basis: Basis
+    kind: str
+    """Of the document."""
 
 
 class Documents(Struct, frozen=True, kw_only=True):
@@ -84,17 +86,26 @@ class Documents(Struct, frozen=True, kw_only=True):
         """The maintenance if it takes effect at `now_s`."""
         return tuple(w.at(now_s) for w in self.windows if isinstance(w.value, Maintenance))  # type: ignore[misc]
 
+    @property
+    def dated(self) -> bool:
+        """Whether any time is a date, so that these are the documents of a live site."""
+        return any(time.basis == "date" for time in self.times)
+
     def for_rehearsal(self) -> None:
         """Raises DocumentError for every time that is a date, since a rehearsal has none."""
-        self._refuse("date", "a rehearsal knows no dates", "write 02:00 or 1d9h, since its start")
+        self._refuse("date", KINDS, "a rehearsal knows no dates", "write 02:00 or 1d9h, since its start")
 
-    def for_site(self) -> None:
-        """Raises DocumentError for every time that only a rehearsal understands."""
+    def for_site(self, kinds: Collection[str] = tuple(KINDS)) -> None:
+        """Raises DocumentError for every time, in documents of these kinds, that only a rehearsal understands."""
         fix = "write a date with its zone, or for a booking or maintenance `in 2h`"
-        self._refuse("rehearsal", "a live site does not know since when this counts", fix)
+        self._refuse("rehearsal", kinds, "a live site does not know since when this counts", fix)
 
-    def _refuse(self, basis: Basis, message: str, fix: str) -> None:
-        problems = [f"{t.place}: {message} ({t.text}); {fix}" for t in self.times if t.basis == basis]
+    def _refuse(self, basis: Basis, kinds: Collection[str], message: str, fix: str) -> None:
+        problems = [
+            f"{time.place}: {message} ({time.text}); {fix}"
+            for time in self.times
+            if time.basis == basis and time.kind in kinds
+        ]
         if problems:
             raise DocumentError(problems)
 
@@ -246,4 +257,6 @@ def _times(document: Document) -> Iterator[Stated]:
         if time is not None:
             (line, column), _ = document.raw.place(path)
             place = f"{printable(document.raw.file)}:{line}:{column}: {document.title} {dotted(path)}"
-            yield Stated(place=place, text=shown(document.value_at(path)), basis=time.basis)
+            yield Stated(
+                place=place, text=shown(document.value_at(path)), basis=time.basis, kind=document.kind
+            )

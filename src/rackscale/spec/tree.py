@@ -25,14 +25,14 @@ class Cost(NamedTuple):
     domains: float
 
     @classmethod
-    def of(cls, job: Job, offer: Offer, spec: DomainSpec) -> Cost:
-        """On domains like this. A segment that leaves no room for another of its size costs a whole domain."""
+    def of(cls, job: Job, offer: Offer, *, gpus_per_node: int, usable: int) -> Cost:
+        """In domains of so many usable nodes. A segment that leaves no room for another costs a whole domain."""
         if job.cpu_only:
             return cls(0.0, 0.0)
-        shape, usable = offer.shape, max(1, spec.nodes - spec.spares)
+        shape = offer.shape
         nodes = shape.nodes_held_per_segment
         share = 1.0 if 2 * nodes > usable else nodes / usable
-        return cls(shape.nodes_held * spec.gpus_per_node, shape.segments * share)
+        return cls(shape.nodes_held * gpus_per_node, shape.segments * share)
 
 
 class TreeFault(NamedTuple):

@@ -13,6 +13,7 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from rackscale.events import (
+    Announced,
     Cancelled,
     Checkpointed,
     Delivered,
@@ -77,6 +78,7 @@ class TwinExecutor:
         """Domain -> gangs that hold nodes of it."""
         self._react: dict[type, Callable[[Any], object]] = {
             GangEnded: self._ended, Submitted: self._submitted, NodeFailed: self._node_failed,
+            Announced: self._hardware.announced,
             Cancelled: self._cancelled, NodeRepaired: self._hardware.repaired,
             Delivered: self._hardware.delivered, Extended: self._hardware.extended,
         }  # fmt: skip
@@ -87,10 +89,18 @@ class TwinExecutor:
     # -- the seam ----------------------------------------------------------------------------------------------------
 
     def recover(self, state: FleetState) -> None:
-        """Take over a live fleet: what runs goes on, with what is known or estimated of the work that remains."""
+        """Take over a live fleet: what runs goes on, with what is known or estimated of the work that remains.
+
+        Bookings, maintenance and reservations are the scheduler's, and live in the state. What is announced arrives
+        when it is expected.
+        """
         self.now_s = max(self.now_s, state.now_s)
-        self._hardware.deliver(self.now_s, state.domains)
-        for d, spec in enumerate(state.domains):
+        ready_s = state.machines.health.ready_s
+        there = [(d, spec) for d, spec in enumerate(state.domains) if d not in ready_s]
+        self._hardware.deliver(self.now_s, [spec for _, spec in there])
+        for d, at_s in ready_s.items():
+            self._hardware.expect(max(self.now_s, at_s), (state.domains[d],))
+        for d, spec in there:
             down = tuple(node for node in range(spec.nodes) if state.failed[d] >> node & 1)
             if down:
                 self._hardware.found_down(self.now_s, spec, down)
@@ -120,7 +130,10 @@ class TwinExecutor:
             events.append(event)
             kind = type(event)
             if kind not in QUIET:
-                last_s = min(last_s, max(at_s, quiet_s))
+                if at_s >= quiet_s:
+                    last_s = at_s
+                elif quiet_s < last_s:
+                    last_s = quiet_s
                 if kind in react:
                     react[kind](event)
             if len(events) >= self._batch and not full:

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from random import Random
 
-from rackscale.events import Delivered, DomainSpec, Extended, Input, NodeFailed, NodeRepaired
+from rackscale.events import Announced, Delivered, DomainSpec, Extended, Input, NodeFailed, NodeRepaired
 from rackscale.spec import Duration, Failures
 from rackscale.twin.agenda import Agenda
 
 NEVER = -1
+THERE = -1.0
+"""Stands for the time at which a domain that was delivered is expected."""
 
 
 class Pool:
@@ -48,7 +50,8 @@ class Hardware:
     def __init__(self, agenda: Agenda, failures: Failures | None, seed: int) -> None:
         self.all, self.lemons = Pool(), Pool()
         self._agenda, self._failures = agenda, failures
-        self._delivered: set[str] = set()
+        self._ready_s: dict[str, float] = {}
+        """Domain -> when it was last expected, or `THERE`."""
         self._expires_s: dict[str, float] = {}
         """Domain -> when its capacity goes back, where it does."""
         self._down: dict[str, dict[int, float]] = {}
@@ -79,7 +82,11 @@ class Hardware:
         for cause in self._causes:
             cause.age(at_s)
         for spec in domains:
-            self._delivered.add(spec.name)
+            if (
+                self._ready_s.get(spec.name) == THERE
+            ):  # it came when it was expected, and somebody says so too
+                continue
+            self._ready_s[spec.name] = THERE
             self.all.add(spec, range(spec.nodes))
             self._expire(spec.name, spec.expires_s)
             lemons = self._lemons_of(spec)
@@ -87,6 +94,20 @@ class Hardware:
                 self.lemons.add(spec, lemons)
         for cause in self._causes:
             cause.expect(at_s)
+
+    def expect(self, ready_s: float, domains: Iterable[DomainSpec]) -> None:
+        """Domains come when they are expected, unless they come otherwise or are announced anew before."""
+        for spec in domains:
+            if self._ready_s.get(spec.name) != THERE:
+                self._ready_s[spec.name] = ready_s
+                self._agenda.put(ready_s, Arrival(self, spec))
+
+    def arrives(self, at_s: float, spec: DomainSpec) -> bool:
+        """Whether a domain that was expected now is due by what was said last."""
+        return self._ready_s[spec.name] == at_s
+
+    def announced(self, event: Announced) -> None:
+        self.expect(max(event.at_s, event.ready_s), event.domains)
 
     def delivered(self, event: Delivered) -> None:
         self.deliver(event.at_s, event.domains)
@@ -141,6 +162,20 @@ class Hardware:
         """Nodes of the domain whose repair is done by now."""
         down = self._down.get(spec.name, {})
         return tuple(sorted(node for node, until_s in down.items() if until_s <= at_s))
+
+
+class Arrival:
+    """The time at which a domain is expected."""
+
+    __slots__ = ("_hardware", "_spec")
+
+    def __init__(self, hardware: Hardware, spec: DomainSpec) -> None:
+        self._hardware, self._spec = hardware, spec
+
+    def happen(self, at_s: float, ticket: int) -> Input | None:  # noqa: ARG002 - what is announced anew comes anew
+        if not self._hardware.arrives(at_s, self._spec):
+            return None
+        return Delivered(at_s=at_s, domains=(self._spec,))
 
 
 class Repair:

@@ -14,14 +14,13 @@ from msgspec import Struct
 from rackscale.capacity.ledger import STATES, US_PER_H, Ledger, Row
 from rackscale.capacity.quality import Meter, Quality
 from rackscale.control import Controller, Decide, Log
-from rackscale.events import Configured, Delivered, Event, Input
+from rackscale.events import Event, Input
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide as schedule
 from rackscale.spec import Documents, Submission, submissions
 from rackscale.twin.executor import TwinExecutor
 from rackscale.twin.tally import COUNTED, Tally, Wait
-from rackscale.workload import Policy
 
 SAMPLES = 120
 """Points of the occupancy curve."""
@@ -100,17 +99,14 @@ def rehearse(
 ) -> Rehearsal:
     """Run the documents' fleet and work, and `jobs` beside it, from an empty fleet at time 0 until `until_s`.
 
-    `jobs` and `inputs` (drains, cancellations, scripted failures) must be in time order.
+    What the documents announce, plan and book happens too. `jobs` and `inputs` (drains, cancellations, scripted
+    failures) must be in time order.
     """
-    begin = (
-        Configured(at_s=0.0, policy=documents.policy or Policy(), queues=documents.queues),
-        Delivered(at_s=0.0, domains=documents.fleet),
-    )
     work = submissions(documents.work, seed=seed, end_s=until_s)
     twin = TwinExecutor(
         seed=seed,
         submissions=heapq.merge(work, jobs, key=lambda submission: submission.at_s),
-        inputs=heapq.merge(begin, inputs, key=lambda event: event.at_s),
+        inputs=heapq.merge(documents.opening(), inputs, key=lambda event: event.at_s),
         failures=documents.failures if failures else None,
     )
     return play(

@@ -144,7 +144,7 @@ class Tally:
                     self.restarts[action.reason.code] += 1
                 case ev.Requeue():
                     self.restarts["requeued"] += 1
-                case ev.Preempt():
+                case ev.Preempt() | ev.Move():
                     self.departures[action.reason.code] += 1
                 case ev.Refuse():
                     self.jobs["refused"] += 1

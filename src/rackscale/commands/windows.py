@@ -1,0 +1,105 @@
+"""Nodes that are kept, or out of use, from one time to another: bookings and maintenance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from rackscale.commands.jobs import unknown_names
+from rackscale.commands.nodes import resolve, span
+from rackscale.commands.vocabulary import Answer, count, done, refused, unchanged
+from rackscale.errors import UnknownNameError
+from rackscale.events import Booked, Planned, Unbooked, Unplanned
+from rackscale.fleet.state import FleetState
+from rackscale.scheduler.fit import ever_fits
+from rackscale.spec.windows import RESERVED
+from rackscale.workload import NAME_RULE, Booking, Job, Maintenance
+
+
+def book(state: FleetState, booking: Booking, now_s: float) -> Answer:
+    """Keep nodes for somebody's jobs."""
+    live = state.machines.calendar.bookings.get(booking.name)
+    if live == booking:
+        return unchanged(f"{booking.name} is booked already")
+    problems = list(_untimely(booking, now_s))
+    if live is not None:
+        problems.append("a different booking of this name exists; call it off first: rackscale unbook")
+    named = list(unknown_names(state, booking))
+    if not named and not ever_fits(state, _as_job(booking)):
+        shape = booking.shape
+        named.append(f"no cluster could ever hold {shape.segments} x {shape.nodes_per_segment} nodes")
+    if problems or named:
+        return refused([f"{booking.name}: {problem}" for problem in (*problems, *named)])
+    return done((Booked(at_s=now_s, booking=booking),), f"booked {booking.name}{_begins(booking, now_s)}")
+
+
+def _as_job(booking: Booking) -> Job:
+    """What it asks for, as a job would."""
+    return Job(
+        name=booking.name,
+        kind="batch",
+        shape=booking.shape,
+        system=booking.system,
+        cluster=booking.cluster,
+        nearness=booking.nearness,
+    )
+
+
+def unbook(state: FleetState, name: str, now_s: float) -> Answer:
+    """Call a booking off, or end it."""
+    bookings = state.machines.calendar.bookings
+    if name not in bookings:
+        raise UnknownNameError("booking", name, bookings)
+    gangs = [g for g in state.gangs.values() if g.binding and state.jobs[g.job].booking == name]
+    leaves = f"; {count(len(gangs), 'gang')} must leave" if gangs else ""
+    return done((Unbooked(at_s=now_s, booking=name),), f"called off {name}{leaves}")
+
+
+def maintain(state: FleetState, maintenance: Maintenance, now_s: float) -> Answer:
+    """Take nodes out of use for a time."""
+    domain, nodes = resolve(state, maintenance.domain)
+    if nodes is not None:
+        maintenance = replace(maintenance, nodes=nodes)
+    maintenance = replace(maintenance, domain=domain)
+    live = state.machines.calendar.maintenance.get(maintenance.name)
+    if live == maintenance:
+        return unchanged(f"{maintenance.name} is planned already")
+    problems = list(_untimely(maintenance, now_s))
+    if live is not None:
+        problems.append(
+            "a different maintenance of this name exists; call it off first: rackscale unmaintain"
+        )
+    if maintenance.name in RESERVED:
+        problems.append("the scheduler calls other closures so; choose another name")
+    there = state.domains[state.index[domain]].nodes
+    if any(node >= there for node in maintenance.nodes or ()):
+        problems.append(f"{domain} has nodes 0 to {there - 1}")
+    if problems:
+        return refused([f"{maintenance.name}: {problem}" for problem in problems])
+    event = Planned(at_s=now_s, maintenance=maintenance)
+    return done((event,), f"planned {maintenance.name} on {domain}{_begins(maintenance, now_s)}")
+
+
+def unmaintain(state: FleetState, name: str, now_s: float) -> Answer:
+    """Call a maintenance off, or end it."""
+    if name not in state.machines.calendar.maintenance:
+        raise UnknownNameError("maintenance", name, state.machines.calendar.maintenance)
+    return done((Unplanned(at_s=now_s, maintenance=name),), f"called off {name}")
+
+
+def _untimely(window: Booking | Maintenance, now_s: float) -> Iterator[str]:
+    """What is wrong about its name and times."""
+    if not re.fullmatch(NAME_RULE, window.name):
+        yield "a name is letters, digits, '.', '_' or '-', and begins and ends with a letter or digit"
+    if window.end_s <= window.start_s:
+        yield "it must end after it begins"
+    elif window.end_s <= now_s:
+        yield "it is over already"
+
+
+def _begins(window: Booking | Maintenance, now_s: float) -> str:
+    lasts = span(window.end_s - max(window.start_s, now_s))
+    begins = "at once" if window.start_s <= now_s else f"in {span(window.start_s - now_s)}"
+    return f", which begins {begins} and lasts {lasts}"
