@@ -42,6 +42,8 @@ class Machines:
         self.policy = Policy()
         self.horizon = Horizon(self)
         self.now_s = 0.0
+        self.given: dict[int, list[tuple[float, int]]] = {}
+        """Domain -> (expected end, nodes) of what the decision that is being made gives away."""
         self._gangs, self._jobs = gangs, jobs
 
     def books(self, job: Job) -> Books:
@@ -178,6 +180,7 @@ class Machines:
         """(expected time, nodes that come free then) of domain d."""
         occupancy, now_s = self.gpu.occupancy, self.now_s
         yield NOW, occupancy.free[d].bit_count()
+        yield from self.given.get(d, ())
         claimed, failed = occupancy.claimed[d], self.health.failed[d]
         usable = self.health.full[d] & ~(self.health.drained[d] | self.health.closed[d] | claimed)
         for name, mask in self.gpu.tenants.on[d].items():

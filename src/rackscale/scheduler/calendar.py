@@ -68,7 +68,7 @@ def begin_bookings(cycle: Cycle) -> None:
         if found is not None:
             binding = bind(state, found, booking.shape)
             cycle.promises.keep(f"@{booking.name}")
-            cycle.keep(binding)
+            cycle.keep(binding, booking.end_s)
             cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
             cycle.retry = True  # its jobs start there
         elif not _tries(cycle, booking) or not _clear(cycle, booking, wants, offer, reason):
@@ -88,7 +88,7 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     if clearing is None:
         return False
     cycle.promises.keep(f"@{booking.name}")
-    cycle.keep(clearing.binding)
+    cycle.keep(clearing.binding, booking.end_s)
     cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
     evict(cycle, clearing, f"@{booking.name}", priority)
     cycle.retry = True

@@ -63,7 +63,7 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
     job = state.jobs[gang.job]
     occupancy = state.machines.books(job).occupancy
     binding, code, where = gang.binding, "own-spare", ("", 0)
-    mark = occupancy.mark()
+    mark, gave = occupancy.mark(), list[tuple[int, int]]()
     for at, segment in enumerate(gang.binding):
         d = state.index[segment.domain]
         dead = [node for node in segment.nodes if not occupancy.up[d] >> node & 1]
@@ -81,7 +81,7 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
             code = "spare" if code == "own-spare" else code
             spares = _staying(cycle, d, free, len(left), gang.end_s)
             occupancy.hold(d, mask_of(spares))
-            cycle.changed(d)
+            gave.append((d, mask_of(spares)))
             for node, spare in zip(left, spares, strict=True):
                 binding = _replace(binding, at, node, spare)
             continue
@@ -89,7 +89,10 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
         if moved is None:
             occupancy.rollback(mark)
             return _shrink(cycle, gang, where)
+        gave.append((state.index[moved.domain], mask_of(moved.held)))
         binding, code = (*binding[:at], moved, *binding[at + 1 :]), "moved-segment"
+    for d, mask in gave:
+        cycle.gave(d, mask, gang.end_s)
     return binding, code, where, gang.choice
 
 
@@ -138,7 +141,6 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment) -> Segment | None:
     shape = Shape(nodes_per_segment=len(segment.nodes), spares_per_segment=len(segment.spares))
     (moved,) = bind(state, Placement(found.domains, found.free_nodes_left), shape, books=occupancy)
     occupancy.hold(found.domains[0], mask_of(moved.held))
-    cycle.changed(found.domains[0])
     return moved
 
 
