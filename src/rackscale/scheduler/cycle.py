@@ -127,6 +127,9 @@ class Cycle:
 
     def start(self, gang: Gang, binding: Binding, reason: Reason, choice: int = 0) -> None:
         self.promises.keep(gang.name)
+        promise = self.state.reserved.get(gang.name)
+        if promise is not None and not {s.domain for s in binding}.issuperset(promise.domains):
+            self.retry = True  # others may have what it was promised
         self.hold(gang, binding, choice)
         self.actions.append(
             Start(gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice)

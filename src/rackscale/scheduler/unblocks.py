@@ -220,10 +220,7 @@ def reservation(judge: Judge) -> Reservation | None:
     kept = kept or state.reserved.get(name)
     if kept is not None:
         return _reservation(judge, kept.start_s, kept.domains, kept.choice, promised=True)
-    ahead = Counter[int]()
-    for promise in cycle.promises.all():
-        ahead.update(promise.nodes)
-    found = earliest(cycle, judge.gang, judge.job, dict(ahead))
+    found = earliest(cycle, judge.gang, judge.job, cycle.promises.spans())
     if found is None:
         return None
     choice, (start_s, where) = found
