@@ -339,20 +339,19 @@ def test_nobody_starts_later_than_he_was_promised_once_he_was_first_in_line(
     while agenda:
         agenda.sort(key=lambda entry: entry[:2])
         at_s = agenda[0][0]
-        found.state.now_s = max(found.state.now_s, at_s)
         due = [entry for entry in agenda if entry[0] == at_s]
         agenda = [entry for entry in agenda if entry[0] > at_s]
-        found.tick(at_s)
-        actions: tuple[object, ...] = ()
+        events: list[Input] = []
         for _, _, what, one in due:
-            if one is not None and what == "submit":
-                new = found.submit(one, at_s=at_s)
+            if one is not None:
+                events.append(Submitted(at_s=at_s, job=one))
             else:
-                new = found.end(what)
-            actions = (*actions, *new)
-            first = next(iter(found.state.waiting), "")
-            if first in found.state.reserved:
-                promised.setdefault(first, start_s(found, first))
+                events.append(GangEnded(at_s=at_s, gang=what, attempt=1, outcome="finished"))
+        actions = found.cycle(*events)
+        found.run(actions)
+        first = next(iter(found.state.waiting), "")
+        if first in found.state.reserved:
+            promised.setdefault(first, start_s(found, first))
         for action in actions:
             if isinstance(action, Start):
                 started[action.gang] = at_s
