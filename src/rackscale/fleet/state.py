@@ -385,6 +385,7 @@ class FleetState:
             gang.keep(self.now_s, everything=True)
             gang.checkpoint_s = self.now_s
             gang.step = event.step
+            self.dirty |= self.policy.growth and gang.name in self.elastic  # it may grow now
 
     def _progressed(self, event: ev.Progressed) -> None:
         gang = self._current(event.gang, event.attempt)

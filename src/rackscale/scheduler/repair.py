@@ -7,7 +7,8 @@ from rackscale.fleet.gangs import Gang, Status, shift
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.elastic import smaller
-from rackscale.scheduler.fit import Placement, bind, place_one
+from rackscale.scheduler.fit import Placement, beside, bind, place_one
+from rackscale.scheduler.place import siblings
 from rackscale.scheduler.price import cost
 from rackscale.workload import Offer, Shape
 
@@ -127,11 +128,14 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment) -> Segment | None:
         avoid |= 1 << state.index[other.domain]
     if state.reserved:
         avoid |= cycle.promises.closed(cycle.order.of(gang), gang.end_s, len(segment.held))
-    level = job.nearness.within
     (group,) = state.topology.groups(home.system, home.cluster)
     within = group.domains & ~avoid
-    if level is not None:
-        within &= state.topology.unit(level, state.index[segment.domain])
+    others = [state.index[other.domain] for other in gang.binding if other is not segment]
+    within &= beside(state.topology, job, job.choices[gang.choice].shape, others)
+    if job.nearness.within is not None:
+        within &= state.topology.unit(job.nearness.within, state.index[segment.domain])
+    if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
+        within &= ~siblings(cycle, job, but=gang.name)
     calendar = state.machines.calendar
     assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
     shut = calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
