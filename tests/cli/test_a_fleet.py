@@ -63,6 +63,11 @@ def test_a_job_is_applied_explained_logged_cancelled_and_audited(
     (reason,) = fleet("why", "life", "--json").json
     assert (reason["gang"], reason["status"]) == ("life", "running")
     assert "runs on c/us-000" in fleet("why", "life").out
+    (holder,) = fleet("why", "us-000", "--json").json["room"]["held_by"]
+    assert holder["gang"] == "life"
+    assert "life holds 1 nodes" in fleet("why", "us-000/n00").out
+    hint = fleet("why", "lif", code=1).err
+    assert hint == "rackscale: there is no job, NVLink domain or node 'lif'; did you mean 'life'?\n"
     shown = fleet("status", "--json").json
     assert shown["controller"]
     assert [(gang["name"], gang["status"]) for gang in shown["state"]["gangs"]] == [("life", "running")]

@@ -31,6 +31,9 @@ class Hall:
         ]
         return [(NOW, self.free(d)), *later]
 
+    def area(self, d: int) -> int:
+        return 0
+
     def spare(self, d: int) -> int:
         return self.spares[d]
 

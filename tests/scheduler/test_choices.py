@@ -33,7 +33,9 @@ def order(world: World, one: Job) -> list[int]:
         ((16, 2.4), 4),  # 0.117
     ],
 )
-def test_a_larger_shape_is_taken_if_its_extra_nodes_bring_enough(larger: tuple[int, float], first: int) -> None:
+def test_a_larger_shape_is_taken_if_its_extra_nodes_bring_enough(
+    larger: tuple[int, float], first: int
+) -> None:
     world = World(domain(0))
     assert order(world, replace(job("x", 4), offers=offers(larger)))[0] == first
 

@@ -174,9 +174,7 @@ def test_what_is_shrunk_grows_again_when_nobody_waits_any_more() -> None:
 def wide(sizes: tuple[int, ...], domains: int) -> World:
     world = World(*(domain(i, spares=0) for i in range(domains)), policy=QUICK)
     first, *rest = sorted(sizes)
-    offers = tuple(
-        Offer(shape=Shape(segments=n, nodes_per_segment=18), throughput=n / first) for n in rest
-    )
+    offers = tuple(Offer(shape=Shape(segments=n, nodes_per_segment=18), throughput=n / first) for n in rest)
     world.submit(replace(job("e", 18, first), offers=offers, elastic=True, duration_s=1e6, durability=SAVES))
     return world
 

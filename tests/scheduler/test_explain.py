@@ -159,6 +159,20 @@ def test_fabric_when_a_replica_must_be_apart() -> None:
     assert second.obstacle.subject == "apart leaf"
 
 
+def test_replicas_are_judged_together_and_each_has_its_place() -> None:
+    world = World(*SMALL, policy=NEVER_MOVE)
+    world.submit(job("a", 3), job("b", 3))
+    world.submit(job("web", 1, kind="service", replicas=5))
+    answers = why(world.state, "web")
+    assert [a.constraint for a in answers] == ["fits"] * 2 + ["capacity"] * 3
+    assert [a.line.ahead for a in answers if a.line] == [0, 1, 2]
+    world = World(domain(0, nodes=2, spares=0))
+    world.state.fold(Submitted(at_s=0.0, job=job("new", 1, kind="service", replicas=3)))
+    answers = why(world.state, "new")
+    assert [a.constraint for a in answers] == ["next-cycle", "next-cycle", "capacity"]
+    assert [a.gang for a in world.cycle() if isinstance(a, Start)] == ["new/0", "new/1"]
+
+
 def test_queue_limits_in_their_own_unit() -> None:
     queues = (
         Queue(name="org", quota_gpus=16, borrow_gpus=8),
@@ -348,7 +362,7 @@ def test_moves_are_advice_or_what_comes_next(defragment: str) -> None:
     world.end("a")
     assert (world.where("x"), world.where("y")) == (["c/us-000"], ["c/us-001"])
     world.state.fold(Submitted(at_s=100.0, job=job("wide", 4)))
-    (move,) = asked(world, "wide").unblocks
+    (move,) = (u for u in asked(world, "wide").unblocks if u.kind != "preempt")
     assert (move.kind, move.gangs, move.domains) == ("defragment", ("x",), ("c/us-000",))
     assert (move.allowed, move.cheapest) == (defragment == "on", True)
     assert move.saves_gpu_h == 4 * 16
@@ -450,7 +464,7 @@ GANGS = st.tuples(
 
 
 def _busy(gangs: list[tuple[tuple[int, int], str, float | None]], spares: int) -> World:
-    policy = Policy(min_runtime_s=100.0, defragment="on")
+    policy = Policy(min_runtime_s=50.0, defragment="on")
     world = World(*(domain(i, nodes=NODES, spares=spares) for i in range(3)), policy=policy)
     for n, ((nodes, segments), priority, lasts_s) in enumerate(gangs):
         wanted = replace(job(f"g{n}", nodes, segments, priority=priority, restart_s=0.0), duration_s=lasts_s)
@@ -485,12 +499,21 @@ def _for(actions: tuple[Action, ...], name: str) -> tuple[str, ...]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(GANGS, min_size=3, max_size=9), st.integers(0, 1), st.sampled_from((0.0, 60.0, 400.0)))
+@given(
+    st.lists(GANGS, min_size=3, max_size=9),
+    st.integers(0, 1),
+    st.sampled_from((0.0, 60.0, 400.0)),
+    st.booleans(),
+)
 def test_constraints_are_true_and_what_is_allowed_comes_next(
-    gangs: list[tuple[tuple[int, int], str, float | None]], spares: int, later_s: float
+    gangs: list[tuple[tuple[int, int], str, float | None]], spares: int, later_s: float, frees: bool
 ) -> None:
     world = _busy(gangs, spares)
     state = world.state
+    running = [g for g in state.gangs.values() if g.status == "running"]
+    if frees and running:
+        gone = running[0]
+        state.fold(GangEnded(at_s=state.now_s, gang=gone.name, attempt=gone.attempt, outcome="finished"))
     at_s = max(state.now_s + later_s, state.retry_at_s or 0.0)
     waits = [g.name for g in state.gangs.values() if g.status == "waiting"]
     answers = {name: why(state, name, now_s=at_s)[0] for name in waits}

@@ -61,7 +61,9 @@ def test_room_is_cleared_in_different_units() -> None:
     found = world()
     found.submit(*(job(f"f{i}", 4, priority="low", penalty_gpu_h=float(i)) for i in range(8)))
     actions = found.submit(near("x", 3, spread="leaf", priority="high"), at_s=100.0)
-    assert claim(actions) == ["c/us-000", "c/us-002", "c/us-004"], "the cheapest under each of three leaf switches"
+    assert claim(actions) == ["c/us-000", "c/us-002", "c/us-004"], (
+        "the cheapest under each of three leaf switches"
+    )
 
 
 def test_replicas_lie_apart_as_far_as_that_is_possible() -> None:

@@ -245,7 +245,7 @@ def play(seed: int, steps: int = 150) -> tuple[World, Counter[str]]:
     names = 0
     for step in range(steps):
         at_s = 20.0 * step
-        jobs = []
+        jobs: list[Job] = []
         while found.state.waiting.size + len(jobs) < 12:
             names += 1
             jobs.append(of(rng.choice("ab"), f"j{names}", nodes=rng.choice((1, 2, 4))))
@@ -307,7 +307,9 @@ def test_no_plan_takes_a_queue_below_its_guarantee(
 
 
 def _taken_by_others(found: World, actions: tuple[Action, ...]) -> list[Gang]:
-    told = [(found.gang(a.gang), found.gang(a.reason.for_gang or "")) for a in actions if isinstance(a, Preempt)]
+    told = [
+        (found.gang(a.gang), found.gang(a.reason.for_gang or "")) for a in actions if isinstance(a, Preempt)
+    ]
     return [victim for victim, winner in told if victim.queue != winner.queue]
 
 

@@ -24,17 +24,13 @@ def exact(n: int) -> float:
     return float(1.25**n)
 
 
-def timed(
-    name: str, nodes: int, lasts_s: float | None = 500.0, segments: int = 1, **more: object
-) -> Job:
+def timed(name: str, nodes: int, lasts_s: float | None = 500.0, segments: int = 1, **more: object) -> Job:
     durability = Durability(restart_s=0.0, grace_s=30.0)
     return replace(job(name, nodes, segments), duration_s=lasts_s, durability=durability, **more)
 
 
 def world(count: int = 2, *, nodes: int = 4, **policy: object) -> World:
-    return World(
-        *(domain(i, nodes=nodes, spares=0) for i in range(count)), policy=replace(CALM, **policy)
-    )
+    return World(*(domain(i, nodes=nodes, spares=0) for i in range(count)), policy=replace(CALM, **policy))
 
 
 def start_s(found: World, name: str) -> float:
@@ -160,10 +156,10 @@ def test_a_promise_ends_when_its_gang_starts_is_cancelled_or_falls_behind() -> N
     found = world(1, reservations=1)
     found.submit(timed("runs", 4, 300.0))
     found.submit(timed("waits", 4), at_s=1.0)
-    found.submit(timed("urgent", 4, priority="high"), at_s=2.0)
+    found.submit(timed("urgent", 4, priority="high"), at_s=70.0)
     assert set(found.state.reserved) == {"urgent"}
     assert any(isinstance(a, Unreserve) for a in found.plan.actions)
-    found.cycle(Cancelled(at_s=3.0, job="urgent"))
+    found.cycle(Cancelled(at_s=71.0, job="urgent"))
     assert set(found.state.reserved) == {"waits"}
     found.end("runs")
     assert not found.state.reserved

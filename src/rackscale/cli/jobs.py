@@ -270,7 +270,20 @@ def why(
             found = why_domain(state, *_place(state, name), now_s=now_s)
             show(found, _domain_explained(found), json=json)
             return
-    show(answers, Stack(*(_explained(a) for a in answers)), json=json)
+    show(answers, Stack(*_all_explained(answers)), json=json)
+
+
+def _all_explained(answers: tuple[Why, ...]) -> list[Stack | Text]:
+    """The first gang of each kind of answer in full, the others by name."""
+    alike: dict[tuple[str, str], list[Why]] = {}
+    for each in answers:
+        alike.setdefault((each.status, each.constraint), []).append(each)
+    parts: list[Stack | Text] = []
+    for first, *others in alike.values():
+        parts.append(_explained(first))
+        if others:
+            parts.append(Text(f"  the same holds for {because.listed([other.gang for other in others])}"))
+    return parts
 
 
 RECENT = 20_000

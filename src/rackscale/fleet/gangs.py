@@ -165,6 +165,7 @@ class WaitClass:
     """Gangs that are interchangeable to the scheduler: where one does not fit, none does."""
 
     __slots__ = (
+        "about",
         "entries",
         "fit",
         "gang",
@@ -185,6 +186,8 @@ class WaitClass:
         self.priority, self.rank, self.queue, self.user = gang.priority, gang.rank, gang.queue, job.user
         self.fit = key[4:14]
         """All that decides where it fits, whoever asks."""
+        self.about = (key[4:12], gang.priority, gang.queue)
+        """What victims are sought for: where none are found for one gang, none are for another with the same."""
         self.lasts_s = key[12]
         """Expected seconds of work at throughput 1, rounded up."""
         self.need = min(offer.shape.nodes_held_per_segment for offer in job.choices)
@@ -204,11 +207,13 @@ def class_key(gang: Gang, job: Job) -> ClassKey:
 class Waiting:
     """Waiting gangs by class, each class in order, so that a cycle tries only heads."""
 
-    __slots__ = ("_of", "by_need", "classes", "size")
+    __slots__ = ("_of", "about", "by_need", "classes", "size")
 
     def __init__(self) -> None:
         self.classes: dict[ClassKey, WaitClass] = {}
         self.by_need: dict[int, dict[ClassKey, WaitClass]] = {}
+        self.about: dict[tuple[object, ...], int] = {}
+        """Gangs in line, by what victims are sought for."""
         self.size = 0
         self._of: dict[str, WaitClass] = {}
 
@@ -220,6 +225,7 @@ class Waiting:
             self.by_need.setdefault(found.need, {})[key] = found
         bisect.insort(found.entries, (not gang.front, gang.seq, gang.name))
         self._of[gang.name] = found
+        self.about[found.about] = self.about.get(found.about, 0) + 1
         self.size += 1
 
     def remove(self, gang: Gang) -> None:
@@ -229,6 +235,9 @@ class Waiting:
         assert entries[at][2] == gang.name
         del entries[at]
         self.size -= 1
+        self.about[found.about] -= 1
+        if not self.about[found.about]:
+            del self.about[found.about]
         if not entries:
             del self.classes[found.key]
             del self.by_need[found.need][found.key]

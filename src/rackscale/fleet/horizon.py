@@ -34,26 +34,31 @@ class Source(Protocol):
     def spare(self, d: int) -> int:
         """Nodes of domain d that normal placement leaves alone."""
 
+    def area(self, d: int) -> int:
+        """Domains of different areas are never asked about together: the number of d's."""
+
 
 class Index:
-    """Domains by the time when they have room for one size."""
+    """Domains by the time when they have room for one size, area by area."""
 
     __slots__ = ("idle", "nodes", "order", "when")
 
     def __init__(self, nodes: int) -> None:
         self.nodes, self.idle = nodes, 0
-        self.order: list[tuple[float, int]] = []
+        self.order: dict[int, list[tuple[float, int]]] = {}
+        """Area -> (time, domain), ascending."""
         self.when: dict[int, float] = {}
 
-    def put(self, d: int, at_s: float) -> None:
+    def put(self, area: int, d: int, at_s: float) -> None:
         before = self.when.get(d)
         if before == at_s:
             return
+        order = self.order.setdefault(area, [])
         if before is not None:
-            del self.order[bisect_left(self.order, (before, d))]
+            del order[bisect_left(order, (before, d))]
             del self.when[d]
         if at_s < inf:
-            insort(self.order, (at_s, d))
+            insort(order, (at_s, d))
             self.when[d] = at_s
 
 
@@ -126,15 +131,15 @@ class Horizon:
                 return at_s
         return inf
 
-    def soonest(self, nodes: int, now_s: float) -> Iterator[tuple[float, int]]:
-        """Domains by when they have room for so many nodes, the soonest first: (time, domain). NOW: already."""
+    def soonest(self, nodes: int, now_s: float, area: int = 0) -> Iterator[tuple[float, int]]:
+        """Domains of an area by when they have room for so many nodes, the soonest first: (time, domain)."""
         index = self._refresh(nodes, now_s)
-        order, at = index.order, 0
+        order, at = index.order.get(area, []), 0
         while at < len(order):
             at_s, d = order[at]
             if NOW < at_s < now_s:  # overran: look again, which moves it to a later place
                 self._profiles.pop(d, None)
-                index.put(d, self.when(d, nodes, now_s))
+                index.put(area, d, self.when(d, nodes, now_s))
                 continue
             yield order[at]
             at += 1
@@ -147,15 +152,17 @@ class Horizon:
         if self._stale:
             self._notice()
         for d in self._touched:
+            area = self._source.area(d)
             for index in self._indices.values():
-                index.put(d, self.when(d, index.nodes, now_s))
+                index.put(area, d, self.when(d, index.nodes, now_s))
         self._touched.clear()
         found = self._indices.get(nodes)
         if found is None:
             found = self._indices[nodes] = Index(nodes)
-            pairs = ((self.when(d, nodes, now_s), d) for d in range(self._domains))
-            found.order = sorted(pair for pair in pairs if pair[0] < inf)
-            found.when = {d: at_s for at_s, d in found.order}
+            for at_s, d in sorted((self.when(d, nodes, now_s), d) for d in range(self._domains)):
+                if at_s < inf:
+                    found.order.setdefault(self._source.area(d), []).append((at_s, d))
+                    found.when[d] = at_s
         found.idle = 0
         return found
 

@@ -176,6 +176,9 @@ class Machines:
 
     # -- horizon.Source ----------------------------------------------------------------------------------------------
 
+    def area(self, d: int) -> int:
+        return self.topology.group_of[d].number
+
     def spare(self, d: int) -> int:
         return self.gpu.occupancy.spares[d]
 
@@ -202,7 +205,9 @@ class Machines:
         health, calendar, occupancy = self.health, self.calendar, self.gpu.occupancy
         if health.closed[d] and calendar.open:
             ends = [(w.end_s, w.mask) for (_, other), w in calendar.open.items() if other == d]
-            ever = sum(mask for (other, why), mask in health.closures.items() if other == d and why in FOR_GOOD)
+            ever = sum(
+                mask for (other, why), mask in health.closures.items() if other == d and why in FOR_GOOD
+            )
             for node in members(health.closed[d] & ~(ever | health.drained[d] | health.absent[d])):
                 bit = 1 << node
                 if not bit & (occupancy.held[d] | occupancy.claimed[d]):

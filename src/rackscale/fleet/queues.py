@@ -68,7 +68,8 @@ class Node:
     """
 
     __slots__ = (
-        "domains", "going_domains", "going_gpus", "path", "spec", "trial_domains", "trial_gangs", "trial_gpus", "trial_users", "used", "users"
+        "domains", "going_domains", "going_gpus", "path", "spec", "trial_domains", "trial_gangs", "trial_gpus",
+        "trial_users", "used", "users",
     )  # fmt: skip
 
     def __init__(self, spec: Queue) -> None:

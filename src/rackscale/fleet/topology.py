@@ -48,11 +48,13 @@ class Group:
         "largest",
         "leaves",
         "members",
+        "number",
         "price",
         "system",
     )
 
-    def __init__(self, spec: DomainSpec) -> None:
+    def __init__(self, spec: DomainSpec, number: int = 0) -> None:
+        self.number = number
         self.cluster, self.system = spec.cluster, spec.system
         self.gpus_per_node = spec.gpus_per_node
         self.price = inf if spec.usd_per_gpu_hour is None else spec.usd_per_gpu_hour
@@ -91,6 +93,7 @@ class Topology:
         "_units",
         "domains",
         "empty",
+        "group_of",
         "index",
         "whole",
     )
@@ -102,6 +105,8 @@ class Topology:
         """What domains give to normal placement when they are healthy and empty."""
         self.whole = Rooms()
         """The same, spares included."""
+        self.group_of: list[Group] = []
+        """By domain."""
         self._groups: dict[tuple[str, str], Group] = {}
         self._matches: dict[tuple[str | None, str | None], tuple[Group, ...]] = {}
         self._floors: dict[tuple[Shape, str | None, str | None], tuple[int, int]] = {}
@@ -120,7 +125,9 @@ class Topology:
         self._paths.append(path)
         self.whole.add(d, spec.nodes)
         self.empty.add(d, max(0, spec.nodes - spec.spares))
-        self._group(spec).add(d, spec, path)
+        group = self._group(spec)
+        group.add(d, spec, path)
+        self.group_of.append(group)
         self._floors.clear()
         return d
 
@@ -128,7 +135,7 @@ class Topology:
         key = (spec.cluster, spec.system)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(spec)
+            group = self._groups[key] = Group(spec, len(self._groups))
             self._matches.clear()
         return group
 

@@ -197,11 +197,11 @@ def unblock(it: Unblock, now_s: float) -> str:
     gangs, where = listed(it.gangs) or "nobody", listed(list(dict.fromkeys(it.domains)))
     unit = {"gpus": "GPUs", "domains": "domains", "gangs": "gangs", None: ""}[it.unit]
     price = f"at {gpu_hours(it.cost_gpu_h * 3600)} of lost work and restarts"
-    would = "the scheduler clears" if it.allowed else "it would start if there were cleared"
+    would = f"the scheduler clears {where}" if it.allowed else f"it could start if {where} were cleared"
     text = {
-        "preempt": f"{would} {where}: {gangs} would leave, {price}",
-        "reclaim": f"{would} {where}: {gangs} would leave what their queues borrow, {price}",
-        "shrink": f"{would} {where}: {gangs} would shrink, {price}",
+        "preempt": f"{would}: {gangs} would leave, {price}",
+        "reclaim": f"{would}: {gangs} would leave what their queues borrow, {price}",
+        "shrink": f"{would}: {gangs} would shrink, {price}",
         "defragment": f"moving {gangs} opens {where} {price}; it saves {gpu_hours(it.saves_gpu_h * 3600)} of waiting",
         "wait": f"wait until it starts {when(it.at_s, now_s)}: {gpu_hours(it.cost_gpu_h * 3600)} of waiting",
         "raise-limit": f"raise the limit of {it.subject} to {it.limit or 0:g} {unit}",
@@ -288,7 +288,11 @@ def _protection(it: Placed, now_s: float) -> str:
     may = f"it may be preempted {' or '.join(by)}" if by else "nobody may preempt it"
     if it.shrinks and by:
         may += ", and would be shrunk first"
-    return may if it.protected_by is None else f"{may}; now it is protected{until}: {GUARDS[it.protected_by]}"
+    return (
+        may
+        if it.protected_by is None or not by
+        else f"{may}; now it is protected{until}: {GUARDS[it.protected_by]}"
+    )
 
 
 def happened(it: Happened, now_s: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import inf
 
 from rackscale.events import Reason
@@ -24,19 +25,21 @@ def clear_room(cycle: Cycle) -> None:
     if not state.policy.preemption:
         return
     hopeless: set[tuple[object, ...]] = set()
+    new = Counter(cls.about for name in state.fresh if (cls := state.waiting.of(name)) is not None)
     left = SEARCHES
     for blocked in cycle.blocked:
         cls = blocked.cls
-        about = (cls.fit[:-2], cls.priority, cls.queue)
-        if about in hopeless or not could_take(cycle, blocked):
+        if cls.about in hopeless or not could_take(cycle, blocked):
             continue
+        if not cycle.due and state.waiting.about[cls.about] > new[cls.about]:
+            continue  # somebody like it waits already, and has his turn when it is due
         for at in range(blocked.at, len(cls.entries)):
             gang = state.gangs[cls.entries[at][2]]
             if not (cycle.due or gang.name in state.fresh):
                 break
             left -= 1
             if not _clear_for(cycle, cycle.order.of_entry(cls, at), blocked, gang):
-                hopeless.add(about)
+                hopeless.add(cls.about)
                 break
         if left <= 0:
             return

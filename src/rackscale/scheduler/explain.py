@@ -11,10 +11,12 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable
 from math import inf
+from typing import NamedTuple
 
 from rackscale.errors import UnknownNameError
 from rackscale.events import (
     Binding,
+    Claim,
     Decided,
     Event,
     Move,
@@ -27,7 +29,7 @@ from rackscale.events import (
     Submitted,
     Unclaim,
 )
-from rackscale.fleet.gangs import Ended, Gang, Status, WaitClass
+from rackscale.fleet.gangs import Ended, Gang, Status
 from rackscale.fleet.queues import LN2, NOTHING
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.answers import (
@@ -38,15 +40,16 @@ from rackscale.scheduler.answers import (
     Largest,
     Obstacle,
     Placed,
+    Reservation,
     Share,
     Why,
 )
 from rackscale.scheduler.choices import ranked, values
-from rackscale.scheduler.cycle import what_if
+from rackscale.scheduler.cycle import Cycle, what_if
 from rackscale.scheduler.decide import fill, make_room
 from rackscale.scheduler.elastic import forbidden, growth, smaller
 from rackscale.scheduler.obstacles import Judge
-from rackscale.scheduler.order import Key, Order
+from rackscale.scheduler.order import Order
 from rackscale.scheduler.place import least_charge
 from rackscale.scheduler.price import Taker, cost, guard, interruptible
 from rackscale.scheduler.rooms import SHOWN, best_rooms, room_of
@@ -98,7 +101,9 @@ def why(
     at_s = state.now_s if now_s is None else max(now_s, state.now_s)
     before_s = state.machines.now_s
     try:
-        return tuple(_why(state, gang, told, at_s) for gang in names)
+        state.machines.now_s = at_s
+        waiting = _waiting(state, [n for n in names if state.waiting.of(n) is not None], told, at_s)
+        return tuple(waiting.get(gang) or _why(state, gang, told, at_s) for gang in names)
     finally:
         state.machines.now_s = before_s
 
@@ -123,64 +128,85 @@ def _why(state: FleetState, name: str, told: History, now_s: float) -> Why:
     gang = state.gangs.get(name)
     if gang is None:
         return _ended(state, name, state.ended[name], told, now_s)
-    state.machines.now_s = now_s
-    if gang.status is not Status.WAITING:
-        return _placed(state, gang, history, now_s)
-    cls = state.waiting.of(name)
-    return (
-        _claimed(state, gang, history, now_s) if cls is None else _waiting(state, gang, cls, history, now_s)
-    )
+    if gang.status is Status.WAITING:
+        return _claimed(state, gang, history, now_s)
+    return _placed(state, gang, history, now_s)
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------
 
 
-def _waiting(
-    state: FleetState, gang: Gang, cls: WaitClass, history: tuple[Happened, ...], now_s: float
-) -> Why:
-    job = state.jobs[gang.job]
-    line = _in_line(state, gang, now_s)
+class Judged(NamedTuple):
+    """A waiting gang after those ahead of it had their turn."""
+
+    judge: Judge
+    obstacles: dict[int, Obstacle]
+    """By choice, the most valuable first."""
+    rooms: tuple[DomainRoom, ...]
+
+
+def _waiting(state: FleetState, names: list[str], told: History, now_s: float) -> dict[str, Why]:
+    """Explain gangs in line, all from one decision that is tried."""
+    if not names:
+        return {}
+    lines = {name: _in_line(state, state.gangs[name], now_s) for name in names}
     with what_if(state, now_s, due=True) as cycle:
         fill(cycle)
-        key: Key = cycle.order.of(gang)
-        judge = Judge(cycle, gang, key, cls)
-        order = ranked(state.topology, state.policy, job)
-        judged = {choice: _judged(judge, choice) for choice in order}
-        rooms = _rooms(judge, order[0])
+        known: dict[int, Judged] = {}
+        judged = {name: _judged(cycle, state.gangs[name], known) for name in names}
         make_room(cycle)
-        start = None if all(o.code in LIMITS for o in judged.values()) else reservation(judge)
-        choice = _chosen(judged, start.choice if start is not None else order[0])
-        obstacle = judged[choice]
-        if any(isinstance(a, Start) and a.gang == gang.name for a in cycle.actions):
-            obstacle = Obstacle(code="next-cycle")
-        found = unblocks(judge, obstacle, choice, start)
-        guards = _guards(judge, choice) if obstacle.code not in ("next-cycle", "never-fits") else {}
+        return {name: _answer(judged[name], lines[name], tuple(told.of[name])) for name in names}
+
+
+def _judged(cycle: Cycle, gang: Gang, known: dict[int, Judged]) -> Judged:
+    """Judge the gang in each of its choices; gangs of one class are alike."""
+    state, cls = cycle.state, cycle.state.waiting.of(gang.name)
+    assert cls is not None
+    judge = Judge(cycle, gang, cycle.order.of(gang), cls)
+    starts = {a.gang: a.choice for a in cycle.actions if isinstance(a, Start)}
+    same = known.get(id(cls))
+    if same is not None and gang.name not in starts:
+        return same._replace(judge=judge)
+    refused = any(isinstance(a, Refuse) and a.job == gang.job for a in cycle.actions)
+    order = ranked(state.topology, state.policy, judge.job)
+    obstacles = {n: Obstacle(code="never-fits") if refused else judge.judge(n) for n in order}
+    if gang.name in starts:
+        obstacles[starts[gang.name]] = Obstacle(code="next-cycle")
+    found = Judged(judge, obstacles, _rooms(judge, order[0]))
+    if gang.name not in starts:
+        known[id(cls)] = found
+    return found
+
+
+def _answer(judged: Judged, line: InLine, history: tuple[Happened, ...]) -> Why:
+    """After room was made: what comes next for the gang, and what would have to."""
+    judge, obstacles, rooms = judged
+    gang, job, state, cycle = judge.gang, judge.job, judge.state, judge.cycle
+    limited = all(obstacle.code in LIMITS for obstacle in obstacles.values())
+    start = None if limited else reservation(judge)
+    mine = next((a for a in cycle.actions if isinstance(a, Start | Claim) and a.gang == gang.name), None)
+    choice = _chosen(obstacles, mine or start)
+    obstacle = obstacles[choice]
+    if isinstance(mine, Start):
+        obstacle = Obstacle(code="next-cycle", domains=_domains(mine.binding))
+    solved = obstacle.code in ("next-cycle", "never-fits")
     return Why(
-        gang=gang.name, status=gang.status, now_s=now_s, since_s=gang.since_s, constraint=obstacle.code,
-        obstacle=obstacle, choice=choice, choices=_choices(state, job, judged) if job.offers else (), line=line,
-        reservation=start, domains=rooms, unblocks=found, guards=guards, due_s=state.retry_at_s,
-        ran_before=gang.cause, evictions=gang.evictions, history=history, attempts=gang.attempt,
+        gang=gang.name, status=gang.status, now_s=cycle.now_s, since_s=gang.since_s, constraint=obstacle.code,
+        obstacle=obstacle, choice=choice, choices=_choices(state, job, obstacles) if job.offers else (), line=line,
+        reservation=start, domains=rooms, unblocks=unblocks(judge, obstacle, choice, start),
+        guards={} if solved else _guards(judge, choice), due_s=state.retry_at_s, ran_before=gang.cause,
+        evictions=gang.evictions, history=history, attempts=gang.attempt,
         largest=_largest(state, job) if obstacle.code == "never-fits" else (),
     )  # fmt: skip
 
 
-def _judged(judge: Judge, choice: int) -> Obstacle:
-    """What keeps it waiting in the choice; a start or refusal that the decision holds already counts as such."""
-    for action in judge.cycle.actions:
-        if isinstance(action, Refuse) and action.job == judge.job.name:
-            return Obstacle(code="never-fits")
-        if isinstance(action, Start) and action.gang == judge.gang.name:
-            return Obstacle(code="next-cycle", domains=_domains(action.binding))
-    return judge.judge(choice)
-
-
-def _chosen(judged: dict[int, Obstacle], promised: int) -> int:
-    """The shape to speak of: the one that it starts or is promised, else the most valuable that it could ever have."""
-    starts = [n for n, obstacle in judged.items() if obstacle.code == "next-cycle"]
-    ever = [n for n, obstacle in judged.items() if obstacle.code != "never-fits"]
-    if starts or not ever or promised not in ever:
-        return next(iter([*starts, *ever, *judged]))
-    return promised
+def _chosen(obstacles: dict[int, Obstacle], coming: Start | Claim | Reservation | None) -> int:
+    """The shape to speak of: the one that comes next or is promised, else the most valuable that ever fits."""
+    if coming is not None:
+        return coming.choice
+    return next(
+        (n for n, obstacle in obstacles.items() if obstacle.code != "never-fits"), next(iter(obstacles))
+    )
 
 
 def _rooms(judge: Judge, choice: int) -> tuple[DomainRoom, ...]:

@@ -26,8 +26,14 @@ from rackscale.scheduler.victims import Ask, Clearing, Victim
 
 GIVE_UP = 4
 """Domains without a lawful set of victims that are looked at per wanted candidate, before the search ends."""
+ALL = 256
+"""Domains that are looked at in the end where the first candidates don't suffice."""
+FEW_GANGS = 64
+"""On a fleet with no more gangs, every set of victims is tried in the end."""
 LEAST = 8
 """Candidates priced per cluster, however many clusters share the policy's number."""
+NO_QUOTAS = frozenset(("",))
+LEAST_CHARGE = Charge(1, 1)
 ANYBODY = 1 << 62
 """A priority above all others: reclaiming looks at everybody."""
 
@@ -48,8 +54,11 @@ class Clearer:
         }
         """Gangs that may be preempted, by queue; `evicted` in this cycle are off already."""
         self.picked: dict[str, Victim] = {}
+        self.queues: frozenset[str] | None = NO_QUOTAS
+        self._lawful: dict[str, bool] = {}
+        """Gang -> whether it may be interrupted, quotas and budgets aside."""
         self.shrinks = True
-        self.straddle = False
+        self.straddle = self.reclaims = False
         self.limit = 0
 
     def clear(self, ask: Ask) -> Clearing | None:
@@ -57,16 +66,45 @@ class Clearer:
 
         Gangs are shrunk rather than evicted, and nobody's queue falls below its quota, as long as that is possible.
         """
-        found = self._search(ask)
-        if found is None and self.state.elastic:
-            self.shrinks = False
+        found = None
+        self.reclaims = self._reclaims(ask.taker)
+        for straddle in (False, True) if self.reclaims else (False,):
+            self.straddle = straddle
+            self.queues = self._generous(ask.taker)
+            self._lawful.clear()
+            if not self.queues:
+                continue
             found = self._search(ask)
-            self.shrinks = True
-        if found is None and self.state.tree.guaranteed and self.state.policy.reclaim:
-            self.straddle = True
-            found = self._search(ask)
-            self.straddle = False
-        return found or self._every_set(ask)
+            if found is None and self.state.elastic:
+                self.shrinks = False
+                found = self._search(ask)
+                self.shrinks = True
+            if found is None and len(self.state.gangs) <= FEW_GANGS:
+                found = self._every_set(ask)
+            if found is not None:
+                break
+        self.straddle = False
+        return found
+
+    def _reclaims(self, taker: Taker) -> bool:
+        """Whether the taker's queue stays within a quota of its own somewhere on its path."""
+        tree = self.state.tree
+        return (
+            tree.guaranteed
+            and self.state.policy.reclaim
+            and any(node.within_quota(taker.charge) for node in tree.node(taker.queue).path)
+        )
+
+    def _generous(self, taker: Taker) -> frozenset[str] | None:
+        """Queues that could lose anything at all to the taker; one empty name where there are no quotas."""
+        tree = self.state.tree
+        if not tree.guaranteed:
+            return NO_QUOTAS
+        return frozenset(
+            name
+            for name, node in tree.nodes.items()
+            if node.used.gangs and tree.can_lose(name, taker.queue, LEAST_CHARGE, straddle=self.straddle)
+        )
 
     def _every_set(self, ask: Ask) -> Clearing | None:
         """What going from domain to domain misses where budgets, quotas or victims over several domains are in the
@@ -103,7 +141,7 @@ class Clearer:
         ]
         few = max(LEAST, self.state.policy.candidate_domains // max(1, len(groups)), shape.segments)
         best: Clearing | None = None
-        for limit in (few, len(self.state.domains)):
+        for limit in (few, max(few, ALL)):
             self.limit, self.truncated = limit, False
             for group in groups:
                 for within in self._areas(group, ask):
@@ -169,16 +207,42 @@ class Clearer:
             return False
         return protected(self.state, gang, taker, self._gives(victim), straddle=self.straddle) is None
 
-    def offers(self, d: int, short: int, taker: Taker, usable: int, barred: set[str]) -> list[Victim]:
+    def survey(self, d: int, taker: Taker, barred: set[str]) -> tuple[int, list[tuple[Gang, int]]]:
+        """Of domain d: the nodes of those who leave anyway, and who could be taken with which nodes."""
+        state, picked, leaving = self.state, self.picked, self.leaving
+        gangs, lawful = state.gangs, self._lawful
+        soon, found = 0, list[tuple[Gang, int]]()
+        for name, mask in state.tenants.on[d].items():
+            if name in picked:
+                shrunk = picked[name].shrunk
+                soon |= mask if shrunk is None else shrunk.mask(d, mask, state.index)
+                continue
+            gang = gangs[name]
+            if gang.status is Status.LEAVING or name in leaving:
+                soon |= mask
+                continue
+            may = lawful.get(name)
+            if may is None:
+                may = lawful[name] = self._may(gang, taker)
+            if may and name not in barred:
+                found.append((gang, mask))
+        return soon & state.occupancy.up[d] & ~state.occupancy.claimed[d], found
+
+    def _may(self, gang: Gang, taker: Taker) -> bool:
+        queues = self.queues
+        if queues is not NO_QUOTAS and queues is not None and gang.queue not in queues:
+            return False
+        return interruptible(self.state, gang, taker, self.now_s) is None
+
+    def offers(
+        self, d: int, short: int, taker: Taker, guests: list[tuple[Gang, int]], usable: int
+    ) -> list[Victim]:
         """Ways to free nodes of domain d, one or two per gang that may be taken."""
         state, found = self.state, list[Victim]()
-        gangs, guaranteed = state.gangs, state.tree.guaranteed
-        for name, mask in state.tenants.on[d].items():
-            if name in self.picked or name in self.leaving or name in barred:
-                continue
+        guaranteed = state.tree.guaranteed
+        for gang, mask in guests:
             gives = (mask & usable).bit_count()
-            gang = gangs[name]
-            if not gives or interruptible(state, gang, taker, self.now_s) is not None:
+            if not gives:
                 continue
             for victim in self._victims(gang, d, gives, short, usable):
                 if not guaranteed or (
@@ -201,18 +265,6 @@ class Clearer:
                 return found
         found.append(Victim(gang.name, price.total, gang.priority, age_s, gives))
         return found
-
-    def soon(self, d: int) -> int:
-        """Nodes of the domain that are usable and will be free once those who leave have left."""
-        state = self.state
-        soon = 0
-        for name, mask in state.tenants.on[d].items():
-            picked = self.picked.get(name)
-            if picked is not None:
-                soon |= mask if picked.shrunk is None else picked.shrunk.mask(d, mask, state.index)
-            elif name in self.leaving or state.gangs[name].status is Status.LEAVING:
-                soon |= mask
-        return soon & state.occupancy.up[d] & ~state.occupancy.claimed[d]
 
 
 class _Search:
@@ -270,7 +322,7 @@ class _Search:
 
     def _segment(self, d: int) -> Segment:
         state = self.state
-        nodes = preferring_free(state, d, self.clearer.soon(d), self.nodes)
+        nodes = preferring_free(state, d, self.clearer.survey(d, self.ask.taker, self.barred)[0], self.nodes)
         state.occupancy.claim(d, mask_of(nodes))
         work = self.ask.offer.shape.nodes_per_segment
         return Segment(domain=state.domains[d].name, nodes=nodes[:work], spares=nodes[work:])
@@ -293,11 +345,7 @@ class _Search:
         """Domains with the most room, so the fewest nodes to clear, first."""
         clearer, state = self.clearer, self.state
         occupancy, nodes = state.occupancy, self.nodes
-        tree = state.tree
-        everybody = (
-            tree.guaranteed and state.policy.reclaim and clearer.state.tree.node(self.ask.taker.queue).path
-        )
-        priority = ANYBODY if everybody else self.ask.taker.priority
+        priority = ANYBODY if clearer.reclaims else self.ask.taker.priority
         # enough[k]: domains where gangs that could be taken hold at least k nodes, or somebody leaves anyway.
         leave = sum(
             1 << d
@@ -325,12 +373,12 @@ class _Search:
         state, clearer = self.state, self.clearer
         occupancy = state.occupancy
         usable = occupancy.up[d] & ~occupancy.claimed[d]
-        soon = clearer.soon(d)
+        soon, guests = clearer.survey(d, self.ask.taker, self.barred)
         short = self.nodes + occupancy.spares[d] - (occupancy.free[d] | soon).bit_count()
         if short <= 0:
             heappush(self.heap, (0.0, d, version, ()))
             return True
-        options = clearer.offers(d, short, self.ask.taker, usable & ~soon, self.barred)
+        options = clearer.offers(d, short, self.ask.taker, guests, usable & ~soon)
         if sum(victim.gives for victim in options) < short:
             return False
         options.sort(key=_by_unit_price)

@@ -29,6 +29,9 @@ LOOK_AHEAD = 512
 """Domains looked at for one reservation beyond those it needs, in order of time."""
 
 
+PLAIN = Nearness()
+
+
 class Wanted(NamedTuple):
     """Somebody who needs room in the future."""
 
@@ -60,12 +63,16 @@ def reserve(cycle: Cycle) -> None:
         found = soonest(cycle, wanted, kept.ahead)
         if found is not None:
             kept.promise(BOOKING + name, 0, found, booking.shape, wanted.lasts_s)
+    if not cycle.due:
+        kept.stand()
     for gang in _first(cycle):
         job = state.jobs[gang.job]
-        best = earliest(cycle, gang, job, kept.ahead)
+        best = None if gang.name in kept.names else earliest(cycle, gang, job, kept.ahead)
         if best is not None:
             choice, found = best
-            kept.promise(gang.name, choice, found, job.choices[choice].shape, _lasts_s(cycle, gang, job, choice))
+            kept.promise(
+                gang.name, choice, found, job.choices[choice].shape, _lasts_s(cycle, gang, job, choice)
+            )
     for name in [name for name in state.reserved if name not in kept.names and _still_waits(cycle, name)]:
         cycle.actions.append(Unreserve(gang=name, reason=Reason(code="no-longer-reserved")))
 
@@ -84,6 +91,20 @@ class _Kept:
         self.cycle = cycle
         self.names: set[str] = set()
         self.ahead: Spans = {}
+
+    def stand(self) -> None:
+        """Between renewals, gangs keep what they were promised; newcomers are promised what is left."""
+        state = self.cycle.state
+        for name, reserve in state.reserved.items():
+            gang = state.gangs.get(name)
+            if gang is None or name in self.names or not _still_waits(self.cycle, name):
+                continue
+            self.names.add(name)
+            job, start_s = state.jobs[gang.job], max(reserve.start_s, self.cycle.now_s)
+            nodes = job.choices[reserve.choice].shape.nodes_held_per_segment
+            span = Span(start_s, start_s + _lasts_s(self.cycle, gang, job, reserve.choice), nodes)
+            for domain in reserve.domains:
+                self.ahead.setdefault(state.index[domain], []).append(span)
 
     def promise(self, name: str, choice: int, found: Found, shape: Shape, lasts_s: float) -> None:
         """Say it where it is news."""
@@ -109,25 +130,23 @@ class _Kept:
 def _first(cycle: Cycle) -> list[Gang]:
     """The first gangs in line for which there is no room, as many as get reservations.
 
-    When it is not due, only those that had one and those that have just come are looked at.
+    When it is not due, those that have one keep it, and newcomers get what is left of the number.
     """
-    state, order = cycle.state, cycle.order
+    state = cycle.state
     most = state.policy.reservations
     gone = {getattr(a, "gang", "") for a in cycle.actions if not isinstance(a, Unreserve)} | cycle.claimed
-    found: list[tuple[Key, str]] = []
-    for key, name in _in_line(cycle):
+    if not cycle.due:
+        most -= sum(name in state.gangs and name not in gone for name in state.reserved)
+    found: list[Gang] = []
+    if most <= 0:
+        return found
+    for _, name in _in_line(cycle):
+        if name in gone or (not cycle.due and name in state.reserved):
+            continue
+        found.append(state.gangs[name])
         if len(found) == most:
             break
-        if name not in gone:
-            found.append((key, name))
-    if not cycle.due:
-        known = {name for _, name in found}
-        found += [
-            (order.of(state.gangs[name]), name)
-            for name in state.reserved
-            if name in state.gangs and name not in gone and name not in known
-        ]
-    return [state.gangs[name] for _, name in sorted(found)[:most]]
+    return found
 
 
 def _in_line(cycle: Cycle) -> Iterator[tuple[Key, str]]:
@@ -177,13 +196,14 @@ def soonest(cycle: Cycle, wanted: Wanted, ahead: Spans) -> Found | None:
     for group in cycle.state.topology.groups(wanted.system, wanted.cluster):
         if group.largest < wanted.shape.nodes_held_per_segment:
             continue
-        found = _soonest_in(cycle, group, wanted, ahead)
+        found = _soonest_in(cycle, group, wanted, ahead, inf if best is None else best.start_s)
         if found is not None and (best is None or found.start_s < best.start_s):
             best = found
     return best
 
 
-def _soonest_in(cycle: Cycle, group: Group, wanted: Wanted, ahead: Spans) -> Found | None:
+def _soonest_in(cycle: Cycle, group: Group, wanted: Wanted, ahead: Spans, before_s: float) -> Found | None:
+    """The soonest room in one group of domains, if it is before `before_s`."""
     topology, near = cycle.state.topology, wanted.nearness
     segments = wanted.shape.segments
     by_unit: dict[int, list[int]] = {}
@@ -191,7 +211,7 @@ def _soonest_in(cycle: Cycle, group: Group, wanted: Wanted, ahead: Spans) -> Fou
     """Unit -> domains that no other segment may use."""
     view = _View(cycle, group, wanted, ahead)
     for looked, (at_s, d) in enumerate(view.candidates()):
-        if looked > segments + LOOK_AHEAD and near == Nearness():
+        if at_s >= before_s or (looked > segments + LOOK_AHEAD and near == PLAIN):
             return None
         unit = topology.unit(near.within, d) if near.within is not None else 0
         if near.spread not in (None, "domain"):
@@ -226,22 +246,15 @@ class _View:
 
     def candidates(self) -> Iterator[tuple[float, int]]:
         """(time, domain) for each segment that a domain could take, by time."""
-        shape, horizon = self._wanted.shape, self._machines.horizon
+        shape = self._wanted.shape
         most = 1
         if shape.may_share_domain and self._wanted.nearness.spread is None:
             most = min(self._group.largest // self._nodes, shape.segments)
-        streams = [
-            ((at_s, d, count) for at_s, d in horizon.soonest(count * self._nodes, self._now_s))
-            for count in range(1, most + 1)
-        ]
+        streams = [self._stream(count) for count in range(1, most + 1)]
         for d in self._ahead:
             for count in range(1, most + 1):
                 self.again(d, count, NOW)
-        free = (
-            entry
-            for entry in heapq.merge(*streams)
-            if entry[1] not in self._ahead and self._group.domains >> entry[1] & 1
-        )
+        free = (entry for entry in heapq.merge(*streams) if entry[1] not in self._ahead)
         for entry in free:
             while self._later and self._later[0] < entry:
                 at_s, d, _ = heapq.heappop(self._later)
@@ -254,6 +267,10 @@ class _View:
         while self._later:
             at_s, d, _ = heapq.heappop(self._later)
             yield at_s, d
+
+    def _stream(self, count: int) -> Iterator[tuple[float, int, int]]:
+        for at_s, d in self._machines.horizon.soonest(count * self._nodes, self._now_s, self._group.number):
+            yield at_s, d, count
 
     def again(self, d: int, count: int, from_s: float) -> None:
         """Look at the domain again when next it could take so many segments, from `from_s` on."""
@@ -270,6 +287,8 @@ class _View:
 
     def stays(self, d: int, count: int, at_s: float) -> bool:
         """Whether domain d can take so many segments then, for as long as they last."""
+        if d not in self._ahead and d not in self._machines.calendar.on:
+            return True  # it has room by then, and room only grows
         nodes, wanted = count * self._nodes, self._wanted
         from_s = max(at_s, wanted.not_before_s)
         until_s = from_s + wanted.lasts_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import merge
 from math import inf
 
 from rackscale.errors import UnknownNameError
@@ -66,10 +67,16 @@ def best_rooms(state: FleetState, within: int, needed: int) -> tuple[DomainRoom,
             found.append(d)
             if len(found) == SHOWN:
                 return tuple(room_of(state, d, needed) for d in found)
-    for _, d in state.machines.horizon.soonest(needed, state.machines.now_s):
+    horizon, groups = state.machines.horizon, state.topology.groups(None, None)
+    for _, d in merge(*(horizon.soonest(needed, state.machines.now_s, group.number) for group in groups)):
         if len(found) == SHOWN:
             break
         if within >> d & 1 and d not in found:
+            found.append(d)
+    for d in members(state.occupancy.buckets[0] & within):  # nobody knows when they have room
+        if len(found) == SHOWN:
+            break
+        if d not in found:
             found.append(d)
     return tuple(room_of(state, d, needed) for d in found)
 

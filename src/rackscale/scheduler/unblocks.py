@@ -8,7 +8,7 @@ from math import ceil, inf
 
 from msgspec.structs import replace
 
-from rackscale.events import Claim, Move, Preempt, Reserve
+from rackscale.events import Claim, Move, Preempt, Reserve, Start, Unreserve
 from rackscale.fleet.gangs import Gang
 from rackscale.fleet.health import LEMON
 from rackscale.fleet.occupancy import members
@@ -212,13 +212,18 @@ def _with(judge: Judge, rooms: dict[int, int]) -> Rooms:
 
 
 def reservation(judge: Judge) -> Reservation | None:
-    """The promise that the gang has after this decision, or else what is expected today; None: nobody knows."""
+    """The promise that the gang has after this decision, or else what is expected today.
+
+    None: nobody knows, or it starts or has room cleared at once.
+    """
     cycle, name, state = judge.cycle, judge.gang.name, judge.state
     if judge.job.cpu_only or judge.job.booking is not None:
         return None
-    kept = next((a for a in cycle.actions if isinstance(a, Reserve) and a.gang == name), None)
-    kept = kept or state.reserved.get(name)
-    if kept is not None:
+    mine = [a for a in cycle.actions if getattr(a, "gang", "") == name]
+    if any(isinstance(a, Start | Claim) for a in mine):
+        return None
+    kept = next((a for a in mine if isinstance(a, Reserve)), state.reserved.get(name))
+    if kept is not None and not any(isinstance(a, Unreserve) for a in mine):
         return _reservation(judge, kept.start_s, kept.domains, kept.choice, promised=True)
     found = earliest(cycle, judge.gang, judge.job, cycle.promises.spans())
     if found is None:
