@@ -192,11 +192,11 @@ def _cpu_avoid(cycle: Cycle, job: Job) -> int:
     return calendar.shut(last_s, last_s, nodes, occupancy)
 
 
-def siblings(cycle: Cycle, job: Job) -> int:
-    """Domains in the same unit as another replica of the service."""
+def siblings(cycle: Cycle, job: Job, but: str = "") -> int:
+    """Domains in the same unit as another replica of the service; `but`: whose own don't count."""
     state = cycle.state
     assert job.nearness.apart is not None
-    names = set(job.gangs())
+    names = {name for name in job.gangs() if name != but}
     bindings = [gang.binding or gang.claim for name in names if (gang := state.gangs.get(name)) is not None]
     bindings += [
         a.binding for a in cycle.actions if getattr(a, "gang", None) in names and hasattr(a, "binding")
