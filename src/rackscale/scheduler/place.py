@@ -104,7 +104,7 @@ def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[objec
         limits += 1
     if limits == len(choices):
         return LIMITED
-    if gang.name in state.fresh and not ever_fits(state, job):
+    if gang.name in state.fresh and not _was_started(cycle, job) and not ever_fits(state, job):
         # A service's gangs are alike: the first refuses for all of them.
         if job.gangs()[0] == gang.name:
             cycle.actions.append(Refuse(job=job.name, reason=Reason(code="never-fits")))
@@ -112,6 +112,12 @@ def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[objec
     if known is not None:
         unfit.add(known)
     return "no-room"
+
+
+def _was_started(cycle: Cycle, job: Job) -> bool:
+    """Whether a gang of the job ran before, or holds nodes now: then it waits for the fleet that it once fitted."""
+    gangs = (cycle.state.gangs.get(name) for name in job.gangs())
+    return any(gang is not None and (gang.front or gang.binding or gang.claim) for gang in gangs)
 
 
 def admitted(cycle: Cycle, gang: Gang, job: Job, choice: int) -> str | None:
