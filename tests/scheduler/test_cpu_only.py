@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from rackscale.events import Drained, Preempt, Restart, Start
-from rackscale.workload import Job, Policy, Queue
+from rackscale.events import Booked, Drained, Preempt, Restart, Start
+from rackscale.workload import Booking, Job, Policy, Queue, Shape
 from tests.scheduler.world import World, domain, job
 
 A, B = "c/us-000", "c/us-001"
@@ -81,3 +81,14 @@ def test_drained_nodes_are_left_by_cpu_only_gangs_too() -> None:
     assert [a.gang for a in actions if isinstance(a, Preempt)] == ["c"]
     starts = [a for a in world.end("c", "left") if isinstance(a, Start)]
     assert all(0 not in s.nodes for a in starts for s in a.binding)
+
+
+def test_cpu_only_gangs_run_beside_gpu_gangs_inside_a_booking_too() -> None:
+    world = World(domain(0))
+    booking = Booking(name="trip", shape=Shape(nodes_per_segment=8), start_s=0.0, end_s=1000.0)
+    world.cycle(Booked(at_s=0.0, booking=booking))
+    world.submit(replace(job("gpu", 8), booking="trip"))
+    world.submit(cpu("c0", 8, booking="trip"), cpu("c1", 1, booking="trip"))
+    assert world.gang("gpu").binding
+    assert world.gang("c0").binding
+    assert world.gang("c1").status == "waiting"

@@ -163,13 +163,11 @@ def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Cl
     state, shape = cycle.state, offer.shape
     machines = state.machines
     if job.cpu_only:
-        return Closed(_cpu_avoid(cycle, job), siblings=_near(cycle, job))
+        return Closed(_cpu_avoid(cycle, cls, job, offer), siblings=_near(cycle, job))
     shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
-        stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
-        until_s = cycle.now_s + stays_s
-        assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
+        until_s, assumed_s = _stays(cycle, cls, job, offer)
         shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
         promised = cycle.promises.closed(key, until_s, nodes)
     return Closed(shut, promised, _near(cycle, job))
@@ -189,11 +187,16 @@ def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Plac
     return place(cycle.state, offer, job, books=books, avoid=shut | promised, shun=others)
 
 
-def _cpu_avoid(cycle: Cycle, job: Job) -> int:
+def _stays(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[float, float]:
+    """Until when a gang of the class would stay, and until when that is assumed where nobody knows."""
+    stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
+    assumed_s = stays_s if stays_s < inf else cycle.state.policy.assumed_duration_s
+    return cycle.now_s + stays_s, cycle.now_s + assumed_s
+
+
+def _cpu_avoid(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
-    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
-    last_s = cycle.now_s + job.durability.restart_s + lasts_s
-    shape = job.shape
+    shape, last_s = offer.shape, _stays(cycle, cls, job, offer)[1]
     nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
     return calendar.shut(last_s, last_s, nodes, occupancy)
 
@@ -220,11 +223,11 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
     job = state.jobs[gang.job]
     offer = job.choices[choice]
     if job.cpu_only:
-        forbidden = _forbidden(cycle, job, offer, found)
+        forbidden = _forbidden(cycle, gang, job, offer, found)
         binding = bind(state, found, offer.shape, books=state.machines.cpu.occupancy, forbidden=forbidden)
         cycle.give(gang, Charge())
     else:
-        binding = bind(state, found, offer.shape, forbidden=_forbidden(cycle, job, offer, found))
+        binding = bind(state, found, offer.shape, forbidden=_forbidden(cycle, gang, job, offer, found))
         if state.tree.limited or state.tree.guaranteed:
             charge = state.machines.charge(binding)
             if refused(cycle, gang, job, charge) is not None:
@@ -237,13 +240,14 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
     return True
 
 
-def _forbidden(cycle: Cycle, job: Job, offer: Offer, found: Placement) -> dict[int, int]:
-    """Nodes that go out of use before the gang is expected to end."""
+def _forbidden(cycle: Cycle, gang: Gang, job: Job, offer: Offer, found: Placement) -> dict[int, int]:
+    """Nodes that go out of use before the gang is expected to end; `closed` left enough others."""
     calendar = cycle.state.machines.calendar
     if not calendar.on:
         return {}
-    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
-    until_s = cycle.now_s + job.durability.restart_s + lasts_s / offer.throughput
+    cls = cycle.state.waiting.of(gang.name)
+    assert cls is not None
+    until_s = _stays(cycle, cls, job, offer)[1]
     return {d: calendar.busy(d, until_s) for d in found.domains}
 
 
@@ -257,15 +261,17 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     left_s = remaining_s(gang, job)
     time_s = calendar.bookings[job.booking or ""].end_s - cycle.now_s - job.durability.restart_s
     free: dict[int, int] = {}
+    books = state.machines.books(job).occupancy
     for d, mask in state.machines.masks(binding):
-        free[d] = free.get(d, 0) | (mask & state.occupancy.up[d] & ~state.occupancy.held[d])
+        free[d] = free.get(d, 0) | (mask & books.up[d] & ~books.held[d])
     for choice in ranked(state.topology, state.policy, job):
         offer = job.choices[choice]
         if left_s < inf and left_s / offer.throughput > time_s:
             continue
         found = _segments_in(cycle, job, free, offer)
-        if found is not None and refused(cycle, gang, job, state.machines.charge(found)) is None:
-            cycle.give(gang, state.machines.charge(found))
+        charge = Charge() if found is None or job.cpu_only else state.machines.charge(found)
+        if found is not None and refused(cycle, gang, job, charge) is None:
+            cycle.give(gang, charge)
             cycle.start(gang, found, Reason(code="fits", window=job.booking), choice)
             return None
     return LIMITED
