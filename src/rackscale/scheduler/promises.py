@@ -117,6 +117,16 @@ class Promises:
                 found |= domains & ~(slack[nodes - 1] if nodes <= len(slack) else 0)
         return found
 
+    def behind(self, key: Key, until_s: float) -> int:
+        """Domains that were promised to gangs behind this key, to be left alone where that costs nothing."""
+        if not self._state.reserved:
+            return 0
+        found = 0
+        for promise in self.all():
+            if promise.key > key and until_s > promise.start_s:
+                found |= promise.domains
+        return found
+
     def holders(self, key: Key, domains: int) -> list[str]:
         """Whose promises lie on some of these domains, ahead of this key."""
         return [p.name for p in self.all() if p.key < key and p.domains & domains]
