@@ -185,9 +185,8 @@ def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Plac
     avoid = shut | promised
     if job.nearness.apart_required:
         avoid, others = avoid | others, 0
-    later = 0 if job.cpu_only else cycle.promises.behind(key, _stays(cycle, cls, job, offer)[0])
-    if later:  # who goes first may go anywhere, but need not break a promise for it
-        found = place(cycle.state, offer, job, books=books, avoid=avoid | later, shun=others)
+    for kept in () if job.cpu_only else cycle.promises.kind(key, _stays(cycle, cls, job, offer)[0]):
+        found = place(cycle.state, offer, job, books=books, avoid=avoid | kept, shun=others)
         if found is not None:
             return found
     return place(cycle.state, offer, job, books=books, avoid=avoid, shun=others)
