@@ -182,9 +182,14 @@ def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Plac
     """Where the gang fits now, promises to others and what is planned for the domains respected."""
     shut, promised, others = closed(cycle, key, cls, job, offer)
     books = cycle.state.machines.books(job).occupancy
+    avoid = shut | promised
     if job.nearness.apart_required:
-        return place(cycle.state, offer, job, books=books, avoid=shut | promised | others)
-    return place(cycle.state, offer, job, books=books, avoid=shut | promised, shun=others)
+        avoid, others = avoid | others, 0
+    for kept in () if job.cpu_only else cycle.promises.kind(key, _stays(cycle, cls, job, offer)[0]):
+        found = place(cycle.state, offer, job, books=books, avoid=avoid | kept, shun=others)
+        if found is not None:
+            return found
+    return place(cycle.state, offer, job, books=books, avoid=avoid, shun=others)
 
 
 def _stays(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[float, float]:

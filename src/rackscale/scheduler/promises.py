@@ -7,6 +7,7 @@ is expected to be gone by then, or if enough nodes will be free then beside him.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rackscale.fleet.gangs import coarse, remaining_s
@@ -116,6 +117,24 @@ class Promises:
             if until_s > start_s:
                 found |= domains & ~(slack[nodes - 1] if nodes <= len(slack) else 0)
         return found
+
+    def kind(self, key: Key, until_s: float) -> Iterator[int]:
+        """Sets of domains to leave alone where that costs a gang nothing, so that promises to those behind it hold.
+
+        All but what it was promised itself, then what was promised to them.
+        """
+        if not self._state.reserved:
+            return
+        later, own = 0, 0
+        for promise in self.all():
+            if promise.key == key:
+                own = promise.domains
+            elif promise.key > key and until_s > promise.start_s:
+                later |= promise.domains
+        if later and own:
+            yield ~own
+        if later:
+            yield later
 
     def holders(self, key: Key, domains: int) -> list[str]:
         """Whose promises lie on some of these domains, ahead of this key."""
