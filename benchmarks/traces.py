@@ -247,9 +247,10 @@ def _show_bars(rows: list[dict[str, Any]]) -> None:
     found = _by_scheduler(rows)
     for ours, theirs in zip(found.get("rackscale", []), found.get("EASY + quota", []), strict=False):
         waits = [row["waits"][CLASSES[0]]["p95_s"] for row in (theirs, ours) if CLASSES[0] in row["waits"]]
-        if len(waits) == 2:  # noqa: PLR2004 - both have production gangs
+        if len(waits) == 2:
             print(
-                f"seed {ours['seed']}: p95 of production {waits[0] / max(waits[1], 1.0):,.1f} times lower than EASY + quota,"
+                f"seed {ours['seed']}: p95 wait of production {waits[0] / max(waits[1], 1.0):,.1f} times lower than"
+                f" EASY + quota,"
                 f" lost {ours['lost']:.2%}, occupancy {ours['occupancy'] - theirs['occupancy']:+.2%},"
                 f" GFR {ours['gfr'] - theirs['gfr']:+.2%}"
             )
