@@ -13,9 +13,10 @@ How the records become work (what is assumed is marked so):
 - The fleet is as many UltraServers as make the offered load what is asked for. Offered load: nodes that would be held
   on average if every job started at once, over what the fleet can give (one node per domain stays spare). So all loads
   and all schedulers see the same jobs.
-- Production's quota is what it would hold at its 99th percentile in time if every job started at once (assumed: an
-  operator guarantees production its bursts), at most `MOST_QUOTA` of the fleet. The virtual clusters share the rest in
-  proportion to their recorded use. Anybody may borrow. Of other jobs 30 % are low priority, the rest normal (assumed).
+- Production's quota is the most that it would ever hold if every job started at once, at most `MOST_QUOTA` of the
+  fleet: it is guaranteed its bursts (assumed). The virtual clusters are guaranteed half of the rest in proportion to
+  their recorded use, and anybody may borrow (assumed: guarantees that add up to the whole fleet can't all be kept by
+  whole domains). Of other jobs 30 % are low priority, the rest normal (assumed). `Mix` varies all of this.
 - Production saves every 20 minutes, others every 30 (assumed; a survey of 40 training runs saw a median of 40). A
   share of the jobs that are said to be short never save (assumed; see `Mix`).
 - The scheduler is told an estimate: the true duration times a log-normal error, rounded up to one of 20 values, the
@@ -48,7 +49,6 @@ START_DAY = 21
 PERIOD_S = 90 * DAY_S
 """What the Kalos record covers."""
 COPIES = 4
-QUOTA_QUANTILE = 0.99
 MOST_QUOTA = 0.7
 PRODUCTION = "production"
 HOUR_S = 3600.0
@@ -80,6 +80,10 @@ class Mix(Struct, frozen=True, kw_only=True):
     unsaved_share: float = 0.3
     """Of those whose estimate is at most `short_s`: they never save."""
     short_s: float = 4 * HOUR_S
+    guarantee: float = 1.0
+    """Production's quota covers what it would hold at this quantile in time if every job started at once."""
+    research_share: float = 0.5
+    """Of what production's quota leaves: guaranteed to the virtual clusters."""
     bias: float = 1.5
     """Median of estimate over truth."""
     sigma: float = 0.8
@@ -147,8 +151,8 @@ def world(
     demand = sum(used.values())
     domains = max(largest, round(demand / load / (NODES - SPARES)))
     return World(
-        fleet=_fleet(domains), queues=_queues(used, domains, _peak(arrivals, until_s)), submissions=submissions,
-        until_s=until_s, demand_nodes=demand,
+        fleet=_fleet(domains), queues=_queues(used, domains, _peak(arrivals, until_s, mix.guarantee), mix),
+        submissions=submissions, until_s=until_s, demand_nodes=demand,
     )  # fmt: skip
 
 
@@ -218,8 +222,8 @@ def _fleet(domains: int) -> tuple[DomainSpec, ...]:
     )  # fmt: skip
 
 
-def _peak(arrivals: Sequence[Arrival], until_s: float) -> int:
-    """Nodes that production would hold at `QUOTA_QUANTILE` of the time if every job started at once."""
+def _peak(arrivals: Sequence[Arrival], until_s: float, share: float) -> int:
+    """Nodes that production would hold at most for this share of the time if every job started at once."""
     changes = sorted(
         (at_s, nodes)
         for a in arrivals
@@ -235,13 +239,13 @@ def _peak(arrivals: Sequence[Arrival], until_s: float) -> int:
     below_s = 0.0
     for held in sorted(spent_s):
         below_s += spent_s[held]
-        if below_s >= QUOTA_QUANTILE * until_s:
+        if below_s >= share * until_s * (1 - 1e-9):
             return held
     raise AssertionError("the time adds up to the whole")
 
 
-def _queues(used: dict[str, float], domains: int, peak: int) -> tuple[Queue, ...]:
-    """Quotas of all queues add up to what the fleet can give, rounded down."""
+def _queues(used: dict[str, float], domains: int, peak: int, mix: Mix) -> tuple[Queue, ...]:
+    """Quotas add up to no more than the fleet can give."""
     nodes = domains * (NODES - SPARES)
     production = min(peak, int(MOST_QUOTA * nodes))
     rest = sum(used.values()) - used[PRODUCTION]
@@ -249,7 +253,11 @@ def _queues(used: dict[str, float], domains: int, peak: int) -> tuple[Queue, ...
         Queue(
             name=name,
             quota_gpus=GPUS_PER_NODE
-            * (production if name == PRODUCTION else int((nodes - production) * used[name] / rest)),
+            * (
+                production
+                if name == PRODUCTION
+                else int(mix.research_share * (nodes - production) * used[name] / rest)
+            ),
         )
         for name in sorted(used)
     )

@@ -160,6 +160,8 @@ def compare(
     loads: Sequence[float],
     seeds: Sequence[int],
     schedulers: Sequence[str],
+    mix: recorded.Mix | None = None,
+    days: float | None = None,
     progress: Callable[[str], object] = str,
 ) -> list[dict[str, Any]]:
     """One row per load, seed and scheduler."""
@@ -168,7 +170,7 @@ def compare(
     for load in loads:
         for seed in seeds:
             world = recorded.world(
-                research, production, load=load, days=size["days"], seed=seed, thin=size["thin"],
+                research, production, load=load, days=days or size["days"], seed=seed, mix=mix, thin=size["thin"],
                 largest=int(size["largest"]),
             )  # fmt: skip
             for scheduler in schedulers:
@@ -245,6 +247,15 @@ def main() -> None:
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), metavar="L")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N")
     parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS), default=list(SCHEDULERS))
+    parser.add_argument(
+        "--guarantee", type=float, default=recorded.Mix().guarantee, metavar="Q",
+        help="quantile in time of production's demand that its quota covers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--research", type=float, default=recorded.Mix().research_share, metavar="S",
+        help="share of the rest that is guaranteed to the virtual clusters",
+    )  # fmt: skip
+    parser.add_argument("--days", type=float, default=None, metavar="D", help="instead of the scale's")
     parser.add_argument("--data", type=Path, default=None, help="the folder with the records")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -254,6 +265,7 @@ def main() -> None:
     rows = compare(
         recorded.read(data / "philly_first_half.parquet"), recorded.read(data / "acme_kalos_completed.parquet"),
         scale=args.scale, loads=args.loads, seeds=args.seeds, schedulers=args.schedulers,
+        mix=recorded.Mix(guarantee=args.guarantee, research_share=args.research), days=args.days,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     print(json.dumps(rows, indent=2)) if args.json else show(rows)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from rackscale.events import Action, Claim, Preempt, Start
+from rackscale.fleet.gangs import Gang
 from rackscale.workload import Job, Policy, Queue
 from tests.scheduler.world import World, domain, job
 
@@ -292,7 +293,7 @@ def test_no_plan_takes_a_queue_below_its_guarantee(
         for q, quota in quotas.items():
             if q == queue:
                 continue
-            lost = [found.gang(name) for name in evicted(actions) if found.gang(name).queue == q]
+            lost = [g for g in _taken_by_others(found, actions) if g.queue == q]
             after = before[q] - sum(g.gpus for g in lost)
             reclaims = queue in quotas and found.state.tree.node(queue).gpus <= quotas[queue]
             slack = max([g.gpus - 1 for g in lost], default=0) if reclaims else 0
@@ -303,6 +304,13 @@ def test_no_plan_takes_a_queue_below_its_guarantee(
             for gang in list(found.state.gangs.values()):
                 if gang.status == "leaving":
                     found.end(gang.name, "left")
+
+
+def _taken_by_others(found: World, actions: tuple[Action, ...]) -> list[Gang]:
+    told = [
+        (found.gang(a.gang), found.gang(a.reason.for_gang or "")) for a in actions if isinstance(a, Preempt)
+    ]
+    return [victim for victim, winner in told if victim.queue != winner.queue]
 
 
 def _leaving(found: World, queue: str) -> int:

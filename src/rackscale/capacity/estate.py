@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rackscale import events as ev
 from rackscale.capacity.lots import (
+    ABSENT,
     EXPIRED,
     LEMON,
     MAINTENANCE,
@@ -47,10 +48,25 @@ class Estate:
     def announce(self, event: ev.Announced) -> None:
         for spec in event.domains:
             if spec.name not in self.index:
+                self._expect(spec)
+            if self.domains[self.index[spec.name]].absent:
                 self.promises.announce(spec, microseconds(event.ready_s))
 
+    def _expect(self, spec: DomainSpec) -> None:
+        """A domain that is known and not there: people may drain it already."""
+        self.deliver((spec,))
+        domain = self.domains[-1]
+        domain.close(ABSENT, "", domain.full)
+        self.presence(domain)
+
     def delivered(self, event: ev.Delivered) -> None:
-        self.deliver(event.domains)
+        self.deliver(spec for spec in event.domains if spec.name not in self.index)
+        for spec in event.domains:
+            domain = self.domains[self.index[spec.name]]
+            if domain.absent:
+                self.promises.keep(spec.name, self.now_us)
+                domain.open(ABSENT, "", domain.full)
+                self.presence(domain)
 
     def deliver(self, domains: Iterable[DomainSpec]) -> None:
         for spec in domains:
@@ -58,7 +74,6 @@ class Estate:
             at = self._lot_of.setdefault(key, len(self.lots))
             if at == len(self.lots):
                 self.lots.append(Lot(spec, self.totals))
-            self.promises.keep(spec.name, self.now_us)
             self.index[spec.name] = len(self.domains)
             domain = Domain(spec, at)
             self.domains.append(domain)
@@ -72,12 +87,12 @@ class Estate:
         health, known = machines.health, machines.topology.domains
         for d, spec in enumerate(known):
             if health.absent[d]:
+                self._expect(spec)
                 self.promises.announce(spec, max(self.now_us, microseconds(health.ready_s[d])))
-        self.deliver(tuple(spec for d, spec in enumerate(known) if not health.absent[d]))
-        for d, spec in enumerate(known):
-            if not health.absent[d]:
-                domain = self.domains[self.index[spec.name]]
-                domain.failed, domain.drained = health.failed[d], health.drained[d]
+            else:
+                self.deliver((spec,))
+            domain = self.domains[self.index[spec.name]]
+            domain.failed, domain.drained = health.failed[d], health.drained[d]
         for (d, why), mask in health.closures.items():
             domain = self.domains[self.index[known[d].name]]
             domain.close(*((why, "") if why in (EXPIRED, LEMON) else (MAINTENANCE, why)), mask)

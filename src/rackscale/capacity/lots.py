@@ -13,7 +13,7 @@ SLOTS = (
 )  # fmt: skip
 """(state, cause) of nodes that no gang uses."""
 IDLE, STRANDED, SPARE, DRAINED, MAINTAINED, LEMONS, UNHEALTHY = range(2, 9)
-EXPIRED, LEMON, MAINTENANCE = "expired", "lemon", "maintenance"
+EXPIRED, LEMON, MAINTENANCE, ABSENT = "expired", "lemon", "maintenance", "absent"
 
 LotKey = tuple[str, str, float | None]
 
@@ -115,6 +115,11 @@ class Domain:
         self._plain = True
         """Whether every node is held, or free and nothing else."""
 
+    @property
+    def absent(self) -> bool:
+        """Whether it is announced, and not delivered."""
+        return bool(self.closures.get((ABSENT, "")))
+
     def close(self, code: str, window: str, mask: int) -> None:
         self.closures[code, window] = self.closures.get((code, window), 0) | mask
         self._closed()
@@ -126,7 +131,7 @@ class Domain:
     def _closed(self) -> None:
         self.gone = self.maintained = self.lemons = 0
         for (code, _), mask in self.closures.items():
-            if code == EXPIRED:
+            if code in (EXPIRED, ABSENT):
                 self.gone |= mask
             elif code == LEMON:
                 self.lemons |= mask

@@ -166,7 +166,7 @@ class FleetState:
         for name in event.domains:
             d = self.index[name]
             self.machines.extend(d, event.expires_s)
-            self._look_again(d)
+            self.look_again(d)
             if event.expires_s is not None:
                 self._send(d, self.machines.health.full[d], event.expires_s, EXPIRED)
         self.dirty = True
@@ -271,9 +271,9 @@ class FleetState:
         d = self.index[event.domain]
         self.machines.health.undrain(d, self.machines.mask(d, event.nodes))
         self._health(d)
-        self._look_again(d)
+        self.look_again(d)
 
-    def _look_again(self, d: int) -> None:
+    def look_again(self, d: int) -> None:
         """Gangs of domain d that had to leave may stay, unless something else sends them away."""
         for books in (self.machines.gpu, self.machines.cpu):
             for name in books.tenants.on[d]:
@@ -309,7 +309,7 @@ class FleetState:
         maintenance = self.machines.calendar.maintenance.get(event.maintenance)
         if maintenance is not None:
             self.machines.unplan(event.maintenance)
-            self._look_again(self.index[maintenance.domain])
+            self.look_again(self.index[maintenance.domain])
             self.dirty = True
 
     def _booked(self, event: ev.Booked) -> None:
@@ -385,6 +385,7 @@ class FleetState:
             gang.keep(self.now_s, everything=True)
             gang.checkpoint_s = self.now_s
             gang.step = event.step
+            self.dirty |= self.policy.growth and gang.name in self.elastic  # it may grow now
 
     def _progressed(self, event: ev.Progressed) -> None:
         gang = self._current(event.gang, event.attempt)
@@ -484,7 +485,10 @@ class FleetState:
 
     def stop_waiting(self, gang: Gang) -> None:
         """Out of the line or out of its claim: a waiting gang is in one of the two."""
-        self.reserved.pop(gang.name, None)
+        promise = self.reserved.pop(gang.name, None)
+        if promise is not None:  # others may have what it did not take
+            for name in promise.domains:
+                self.occupancy.grown |= 1 << self.index[name]
         if gang.claim:
             self.unclaim(gang)
         else:
@@ -496,7 +500,8 @@ class FleetState:
             self.unclaim(gang)
         if self.waiting.of(gang.name) is not None:
             self.waiting.remove(gang)
-        self.reserved.pop(gang.name, None)
+        if self.reserved.pop(gang.name, None) is not None:
+            self.retry_at_s = None  # others may have what was promised it: all are looked at again
         self.fresh.discard(gang.name)
         del self.gangs[gang.name]
         self.ended[gang.name] = Ended(

@@ -66,9 +66,10 @@ def begin_bookings(cycle: Cycle) -> None:
         reason = Reason(code="booked", window=booking.name)
         found = place(state, offer, wants, avoid=avoid)
         if found is not None:
-            binding = bind(state, found, booking.shape)
+            busy = {d: calendar.busy(d, booking.end_s) for d in found.domains}
+            binding = bind(state, found, booking.shape, forbidden=busy)
             cycle.promises.keep(f"@{booking.name}")
-            cycle.keep(binding)
+            cycle.keep(binding, booking.end_s)
             cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
             cycle.retry = True  # its jobs start there
         elif not _tries(cycle, booking) or not _clear(cycle, booking, wants, offer, reason):
@@ -84,11 +85,12 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     state = cycle.state
     priority = state.policy.priorities.get(booking.priority, 0)
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
-    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, Charge())))
+    charge = Charge(*state.topology.floor(booking.shape, booking.system, booking.cluster))
+    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, charge)))
     if clearing is None:
         return False
     cycle.promises.keep(f"@{booking.name}")
-    cycle.keep(clearing.binding)
+    cycle.keep(clearing.binding, booking.end_s)
     cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
     evict(cycle, clearing, f"@{booking.name}", priority)
     cycle.retry = True

@@ -157,7 +157,7 @@ def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Cl
     state, shape = cycle.state, offer.shape
     machines = state.machines
     if job.cpu_only:
-        return Closed(_cpu_avoid(cycle, job))
+        return Closed(_cpu_avoid(cycle, job), siblings=_near(cycle, job))
     shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
@@ -166,8 +166,12 @@ def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Cl
         assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
         shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
         promised = cycle.promises.closed(key, until_s, nodes)
-    near = job.nearness
-    return Closed(shut, promised, 0 if near.apart is None or job.kind != "service" else siblings(cycle, job))
+    return Closed(shut, promised, _near(cycle, job))
+
+
+def _near(cycle: Cycle, job: Job) -> int:
+    """Domains near other replicas of the service, where it wants to be apart from them."""
+    return 0 if job.nearness.apart is None or job.kind != "service" else siblings(cycle, job)
 
 
 def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Placement | None:
@@ -188,11 +192,11 @@ def _cpu_avoid(cycle: Cycle, job: Job) -> int:
     return calendar.shut(last_s, last_s, nodes, occupancy)
 
 
-def siblings(cycle: Cycle, job: Job) -> int:
-    """Domains in the same unit as another replica of the service."""
+def siblings(cycle: Cycle, job: Job, but: str = "") -> int:
+    """Domains in the same unit as another replica of the service; `but`: whose own don't count."""
     state = cycle.state
     assert job.nearness.apart is not None
-    names = set(job.gangs())
+    names = {name for name in job.gangs() if name != but}
     bindings = [gang.binding or gang.claim for name in names if (gang := state.gangs.get(name)) is not None]
     bindings += [
         a.binding for a in cycle.actions if getattr(a, "gang", None) in names and hasattr(a, "binding")
