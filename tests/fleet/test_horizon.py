@@ -51,7 +51,7 @@ def room_by_hand(hall: Hall, d: int, at_s: float) -> int:
     return hall.free(d) + gone - hall.spares[d]
 
 
-ends = st.one_of(st.integers(0, 20).map(float), st.just(inf))
+ends = st.one_of(st.integers(1, 20).map(float), st.just(inf))
 tenants = st.lists(st.tuples(ends, st.integers(1, 3)), max_size=3).filter(
     lambda found: sum(nodes for _, nodes in found) <= NODES
 )
