@@ -195,6 +195,14 @@ def test_no_domain_is_cleared_where_maintenance_comes() -> None:
     assert claim.binding[0].domain == world.where("dear")[0]
 
 
+def test_a_domain_is_cleared_for_what_ends_before_some_of_its_nodes_go_into_maintenance() -> None:
+    world = World(domain(0), policy=Policy(min_runtime_s=0.0))
+    world.submit(timed("cheap", 16, None, priority="low"))
+    world.cycle(maintenance(10_000.0, 20_000.0, nodes=(17,)))
+    actions = world.submit(timed("vip", 14, 500.0, priority="production"), at_s=100.0)
+    assert told(actions) == [("cheap", "preempted-for")]
+
+
 # -- drains ------------------------------------------------------------------------------------------------------------
 
 
