@@ -186,8 +186,8 @@ def why_page() -> str:
         "What `rackscale why` answers, in words and with `--json`. Codes are stable.",
         "## Obstacles",
         (
-            "What keeps a gang waiting: `constraint`, and `code` of an obstacle. Each is named only where those that are "
-            "checked before it are out of the way: limits, then promises, maintenance, nearness and spares."
+            "What keeps a gang waiting: `constraint`, and `code` of an obstacle. Each is named only where those that "
+            "are checked before it are out of the way: limits, then promises, maintenance, nearness and spares."
         ),
         table(("code", "meaning"), [(code(c), meaning) for c, meaning in answers.OBSTACLES.items()]),
         "## Guards",
