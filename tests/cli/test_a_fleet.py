@@ -129,6 +129,57 @@ def test_a_drain_is_planned_and_done_and_taken_back(
     fleet("cancel", "guest")
 
 
+def test_a_drain_by_a_time_lets_a_gang_go_on_until_then(
+    fleet: Fleet, tmp_path: Path, eventually: Eventually
+) -> None:
+    fleet("apply", loop(tmp_path, "patient", nodes=2))
+    home = eventually(lambda: fleet.runs("patient"), within_s=30).binding[0].domain
+    planned = fleet("plan", "--drain", home, "--at", "6s", "--json").json
+    assert planned["actions"] == []
+    assert [moved["job"] for moved in planned["moved"]] == ["patient"]
+    assert planned["moved"][0]["start_s"] > planned["at_s"] + 3
+    assert "1 gang must leave within" in fleet("drain", home, "--by", "6s").out
+    assert fleet.runs("patient") is not None
+    again = eventually(lambda: fleet.runs("patient", attempt=2), within_s=30)
+    assert again.binding[0].domain != home
+    fleet("undrain", home)
+    fleet("cancel", "patient")
+
+
+def test_nodes_are_booked_and_maintained_and_given_back(
+    fleet: Fleet, tmp_path: Path, eventually: Eventually
+) -> None:
+    file = tmp_path / "review.yaml"
+    file.write_text(
+        "kind: Booking\nname: review\nqueue: research\nnodes: 2\nfrom: in 0s\nuntil: in 1h\n"
+        "---\nkind: Maintenance\nname: fans\ndomain: us-001\nnodes: [1]\nfrom: in 2h\nuntil: in 3h\n"
+    )
+    applied = fleet("apply", file).out
+    assert "planned fans on c/us-001, which begins in 2 h 00 and lasts 60 min" in applied
+    assert "booked review, which begins at once and lasts 60 min" in applied
+    [kept] = eventually(lambda: fleet.state.machines.calendar.holding.get("review"), within_s=30)
+    inside = loop(tmp_path, "inside", nodes=2)
+    inside.write_text(inside.read_text() + "booking: review\n")
+    fleet("apply", inside)
+    assert eventually(lambda: fleet.runs("inside"), within_s=30).binding[0].domain == kept.domain
+    assert fleet("unbook", "revew", code=1).err.strip().endswith("did you mean 'review'?")
+    assert "1 gang must leave" in fleet("unbook", "review").out
+    eventually(lambda: fleet.state.gangs["inside"].status is Status.WAITING, within_s=30)
+    fleet("cancel", "inside")
+    assert "called off fans" in fleet("unmaintain", "fans").out
+    twice = ("maintain", "us-000/n01", "--from", "1h", "--until", "2036-12-01T02:00Z", "--name", "psu")
+    assert fleet(*twice, "--json").json["outcome"] == "done"
+    assert "a different maintenance of this name exists" in fleet(*twice, code=1).err
+    fleet("unmaintain", "psu")
+    later = fleet("book", "--name", "later", "--nodes", 2, "--from", "1h", "--until", "2h", "--json").json
+    assert later["outcome"] == "done"
+    assert (
+        "no cluster could ever hold 1 x 3"
+        in fleet("book", "--name", "x", "--nodes", 3, "--until", "2h", code=1).err
+    )
+    fleet("unbook", "later")
+
+
 def test_names_that_do_not_exist_get_a_suggestion(fleet: Fleet, tmp_path: Path) -> None:
     fleet("apply", loop(tmp_path, "known"))
     for verb in ("why", "logs", "cancel"):

@@ -72,6 +72,17 @@ def test_a_rehearsal_is_its_seed(tmp_path: Path) -> None:
     assert rehearsed(8, "c.jsonl") != first
 
 
+def test_a_rehearsal_may_change_its_policy() -> None:
+    def spare(*settings: str) -> float:
+        chosen = [word for setting in settings for word in ("--set", setting)]
+        command = ("rehearse", EXAMPLES / "one-rack", "--until", "4h", "--no-failures", *chosen, "--json")
+        totals = rackscale(*command).json["totals"]
+        return float(next(row["gpu_h"] for row in totals if row["state"] == "spare"))
+
+    assert spare() == 4 * 4.0
+    assert spare("policy.spares=none") == 0.0
+
+
 def test_help_and_version_are_no_mistakes() -> None:
     assert "plan" in rackscale("--help").out
     assert rackscale("--version").out.strip()
@@ -104,6 +115,23 @@ def test_help_and_version_are_no_mistakes() -> None:
         (("logs", "anything", "--site", "SITE"), 1, "no controller has run"),
         (("cancel", "anything", "--site", "SITE"), 1, "no controller runs"),
         (("drain", "us-000", "--site", "SITE"), 1, "no controller runs"),
+        (("drain", "us-000", "--by", "tonight", "--site", "SITE"), 2, "is no time"),
+        (("drain", "us-000", "--by", "2026-12-01T02:00", "--site", "SITE"), 2, "a date needs its zone"),
+        (("plan", "JOB", "--at", "02:00", "--site", "SITE"), 2, "--at goes with --drain"),
+        (("book", "--site", "SITE"), 2, "name files with Booking documents"),
+        (("book", "JOB", "--name", "k", "--site", "SITE"), 2, "name files with Booking documents"),
+        (("book", "--name", "k", "--site", "SITE"), 2, "say when it ends"),
+        (("book", "--name", "k", "--until", "2h", "--site", "SITE"), 1, "no controller runs"),
+        (("unbook", "k", "--site", "SITE"), 1, "no controller runs"),
+        (("maintain", "us-000", "--site", "SITE"), 2, "say when it ends"),
+        (("maintain", "us-000", "--from", "1h", "--until", "2h", "--site", "SITE"), 1, "no controller runs"),
+        (("unmaintain", "m", "--site", "SITE"), 1, "no controller runs"),
+        (
+            ("rehearse", "SITE", "JOB", "--set", "policy.spares=some"),
+            1,
+            "must be 'none', 'fixed' or 'adaptive'",
+        ),
+        (("rehearse", "SITE", "JOB", "DATED"), 1, "a rehearsal knows no dates"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -114,6 +142,7 @@ def test_a_mistake_gets_a_sentence_and_a_code(
     empty.mkdir()
     (tmp_path / "BINARY").write_bytes(b"\x00\xff\x80")
     (tmp_path / "BROKEN").write_text("kind: Batch\nname: [\n")
+    (tmp_path / "DATED").write_text("kind: Booking\nname: k\nfrom: in 1h\nuntil: 2036-12-01T02:00Z\n")
     places = {"SITE": site, "JOB": loop(tmp_path, "job"), "EMPTY": empty}
     answer = rackscale(*(places.get(a, a) for a in arguments), code=code, cwd=tmp_path)
     assert says in " ".join(answer.err.split())

@@ -106,8 +106,8 @@ def test_what_is_shut_is_what_looking_at_every_window_says(
 ) -> None:
     calendar, books = Calendar(), occupancy(spares=1)
     coming: dict[tuple[str, int], Window] = {}
-    for name, d, start_s, mask, what in changes:
-        mask = FULL if name == EXPIRED else mask  # noqa: PLW2901 - what expires is always the whole domain
+    for name, d, start_s, drawn, what in changes:
+        mask = FULL if name == EXPIRED else drawn
         if what == "add":
             if (name, d) in coming:
                 continue

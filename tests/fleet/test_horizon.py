@@ -31,7 +31,7 @@ class Hall:
         ]
         return [(NOW, self.free(d)), *later]
 
-    def area(self, d: int) -> int:  # noqa: ARG002 - all of it is one area
+    def area(self, _: int) -> int:
         return 0
 
     def spare(self, d: int) -> int:

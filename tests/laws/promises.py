@@ -88,6 +88,7 @@ def check_reservations(facts: Facts, plan: ev.Plan) -> None:
     starts = [a for a in plan.actions if isinstance(a, ev.Start | ev.Claim) and not _own(facts, a)]
     renewed = {a.gang: a for a in plan.actions if isinstance(a, ev.Reserve)}
     started = {a.gang for a in starts}
+    kept = {a.gang: a.choice for a in plan.actions if isinstance(a, ev.Start) and facts.lives[a.gang].claim}
     for name, promise in facts.reserved.items():
         reserved = facts.lives.get(name)
         if reserved is None or name in started or promise.start_s <= facts.now_s:
@@ -96,9 +97,9 @@ def check_reservations(facts: Facts, plan: ev.Plan) -> None:
         if again is not None and again.start_s <= promise.start_s + SLACK_S:
             continue
         intruders = [a for a in starts if behind(facts, facts.lives[a.gang], reserved)]
-        if not intruders or not can_start(facts, reserved, promise, [], hopeful=False):
+        if not intruders or not can_start(facts, reserved, promise, [], {}, hopeful=False):
             continue
-        assert can_start(facts, reserved, promise, intruders, hopeful=True), (
+        assert can_start(facts, reserved, promise, intruders, kept, hopeful=True), (
             f"{name}, promised {promise.start_s:g} in {promise.domains}, is delayed by "
             f"{[a.gang for a in intruders]}"
         )
@@ -111,16 +112,19 @@ def _own(facts: Facts, action: ev.Start | ev.Claim) -> bool:
 
 
 def can_start(
-    facts: Facts, reserved: Life, promise: ev.Reserve, starts: list[ev.Start | ev.Claim], *, hopeful: bool
-) -> bool:
+    facts: Facts, reserved: Life, promise: ev.Reserve, starts: list[ev.Start | ev.Claim], kept: dict[str, int], *,
+    hopeful: bool,
+) -> bool:  # fmt: skip
     """Whether the promise can be kept if these start too, as far as expected ends tell.
+
+    `kept`: gangs that start on what was claimed for them, and their choices.
 
     `hopeful`: failed nodes are back by then, who should have ended has, and nothing else goes out of use.
     """
     shape = reserved.job.choices[promise.choice].shape
     for domain in set(promise.domains):
         need = promise.domains.count(domain) * shape.nodes_held_per_segment
-        gone = _gone(facts, promise.start_s, starts, hopeful=hopeful)
+        gone = _gone(facts, promise.start_s, starts, kept, hopeful=hopeful)
         free = [node for node in facts.nodes(domain, None) if node not in gone]
         spares = facts.specs[domain].spares if facts.policy.spares == "fixed" else 0
         if len(free) - spares < need:
@@ -128,7 +132,9 @@ def can_start(
     return True
 
 
-def _gone(facts: Facts, at_s: float, starts: list[ev.Start | ev.Claim], *, hopeful: bool) -> set[Node]:
+def _gone(
+    facts: Facts, at_s: float, starts: list[ev.Start | ev.Claim], kept: dict[str, int], *, hopeful: bool
+) -> set[Node]:
     """Nodes that are expected not to be free at a time."""
     gone = set(facts.drained) | set(facts.booked())
     gone.update(*facts.closed.values())
@@ -136,7 +142,9 @@ def _gone(facts: Facts, at_s: float, starts: list[ev.Start | ev.Claim], *, hopef
         over = life.end_s <= at_s and (hopeful or life.end_s > facts.now_s)
         if not life.job.cpu_only and not over and not (hopeful and life.status == "leaving"):
             gone.update(held(life.binding))
-        gone.update(held(life.claim))
+        ends_s = facts.now_s + life.lasts_s(kept[life.name]) if life.name in kept else inf
+        if ends_s > at_s + SLACK_S:
+            gone.update(held(life.claim))
     for action in starts:
         if facts.now_s + facts.lives[action.gang].lasts_s(action.choice) > at_s + SLACK_S:
             gone.update(held(action.binding))

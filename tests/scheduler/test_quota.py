@@ -11,6 +11,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from rackscale.events import Action, Claim, Preempt, Start
+from rackscale.fleet.gangs import Gang
+from rackscale.fleet.queues import Charge
+from rackscale.scheduler.cycle import what_if
+from rackscale.scheduler.preempt import Clearer
+from rackscale.scheduler.price import Taker
+from rackscale.scheduler.victims import Ask
 from rackscale.workload import Job, Policy, Queue
 from tests.scheduler.world import World, domain, job
 
@@ -25,8 +31,10 @@ def world(*queues: Queue, domains: int = 4, nodes: int = 4, policy: Policy = EAG
     )
 
 
-def of(queue: str, name: str, *, nodes: int = 4, priority: str = "normal", **more: object) -> Job:
-    return replace(job(name, nodes, queue=queue, priority=priority, restart_s=0.0), **more)
+def of(
+    queue: str, name: str, *, nodes: int = 4, segments: int = 1, priority: str = "normal", **more: object
+) -> Job:
+    return replace(job(name, nodes, segments, queue=queue, priority=priority, restart_s=0.0), **more)
 
 
 def evicted(actions: tuple[Action, ...]) -> dict[str, str]:
@@ -292,7 +300,7 @@ def test_no_plan_takes_a_queue_below_its_guarantee(
         for q, quota in quotas.items():
             if q == queue:
                 continue
-            lost = [found.gang(name) for name in evicted(actions) if found.gang(name).queue == q]
+            lost = [g for g in _taken_by_others(found, actions) if g.queue == q]
             after = before[q] - sum(g.gpus for g in lost)
             reclaims = queue in quotas and found.state.tree.node(queue).gpus <= quotas[queue]
             slack = max([g.gpus - 1 for g in lost], default=0) if reclaims else 0
@@ -303,6 +311,13 @@ def test_no_plan_takes_a_queue_below_its_guarantee(
             for gang in list(found.state.gangs.values()):
                 if gang.status == "leaving":
                     found.end(gang.name, "left")
+
+
+def _taken_by_others(found: World, actions: tuple[Action, ...]) -> list[Gang]:
+    told = [
+        (found.gang(a.gang), found.gang(a.reason.for_gang or "")) for a in actions if isinstance(a, Preempt)
+    ]
+    return [victim for victim, winner in told if victim.queue != winner.queue]
 
 
 def _leaving(found: World, queue: str) -> int:
@@ -320,3 +335,17 @@ def test_a_claim_s_start_is_not_counted_twice() -> None:
     assert found.state.tree.node("a").gpus == 16
     found.end("a0")
     assert found.state.tree.node("a").gpus == 0
+
+
+def test_a_search_for_victims_that_fails_leaves_no_trace_in_what_queues_hold() -> None:
+    """The first search picks one victim and finds no second; then every set is tried; then b asks, within its quota."""
+    found = world(Queue(name="a", quota_gpus=32), Queue(name="b", quota_gpus=32), domains=2)
+    fill(found, "a", 2, priority="low")
+    with what_if(found.state, 100.0, due=True) as cycle:
+        clearer = Clearer(found.state, 100.0, set(), {})
+        wide = of("a", "wide", segments=3, priority="high")
+        charge = Charge(48, 3_000_000)
+        ask = Ask(wide, wide.choices[0], Taker(200, "a", charge))
+        assert clearer.clear(ask) is None
+        node = cycle.state.tree.node("a")
+        assert (node.trial_gpus, node.trial_domains, node.trial_gangs) == (0, 0, 0)

@@ -195,6 +195,14 @@ def test_no_domain_is_cleared_where_maintenance_comes() -> None:
     assert claim.binding[0].domain == world.where("dear")[0]
 
 
+def test_a_domain_is_cleared_for_what_ends_before_some_of_its_nodes_go_into_maintenance() -> None:
+    world = World(domain(0), policy=Policy(min_runtime_s=0.0))
+    world.submit(timed("cheap", 16, None, priority="low"))
+    world.cycle(maintenance(10_000.0, 20_000.0, nodes=(17,)))
+    actions = world.submit(timed("vip", 14, 500.0, priority="production"), at_s=100.0)
+    assert told(actions) == [("cheap", "preempted-for")]
+
+
 # -- drains ------------------------------------------------------------------------------------------------------------
 
 
@@ -374,3 +382,13 @@ def test_a_failure_of_a_domain_is_not_an_end_of_its_maintenance() -> None:
     world.cycle(NodeFailed(at_s=200.0, domain=A, repair_s=1000.0))
     plays(world, 500.0)
     assert world.state.occupancy.room == [0]
+
+
+def test_a_gang_with_little_left_to_do_starts_beside_nodes_that_go() -> None:
+    """What counts is what remains, not the whole duration: the same for where it fits and for which nodes it gets."""
+    world = World(domain(0, nodes=4, spares=0), policy=CALM)
+    world.submit(timed("most", 4, 5000.0))
+    world.state.gangs["most"].kept_s = 4900.0
+    world.cycle(maintenance(1000.0, 2000.0, nodes=(0, 1)))
+    world.end("most", "failed")
+    assert world.where("most") == [A]

@@ -24,7 +24,7 @@ def moment(text: str, now_s: float) -> float:
             return found.at_s(now_s)
         return _next(text, now_s) if ":" in text else now_s + seconds(text)
     except PydanticCustomError as error:
-        reason = error.message() if "zone" in error.message() else f"write {FORMS}"
+        reason = error.message() if "needs its zone" in error.message() else f"write {FORMS}"
         raise typer.BadParameter(f"{text!r} is no time; {reason}") from None
 
 

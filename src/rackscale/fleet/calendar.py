@@ -105,8 +105,8 @@ class Calendar:
                 if start_s < last_s:
                     found |= bits
         for d in self._parts:
-            usable = occupancy.free[d] & ~self.busy(d, assumed_s)
-            if usable.bit_count() - occupancy.spares[d] < nodes:
+            busy = self.busy(d, assumed_s)
+            if busy and (occupancy.free[d] & ~busy).bit_count() - occupancy.spares[d] < nodes:
                 found |= 1 << d
         return found
 

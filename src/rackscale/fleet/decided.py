@@ -83,8 +83,13 @@ class Decisions:
         state.leaving[gang.name] = None
 
     def _move(self, action: ev.Move) -> None:
+        state = self._state
         self._leave(action)
         self._keep(action)
+        gang = state.gangs[action.gang]
+        if gang.charged and state.machines.charge(gang.claim).gpus > gang.charge.gpus:
+            state.uncharge(gang)  # it grows: its queue holds the larger binding from now on
+            state.charge(gang, gang.claim)
 
     def _claim(self, action: ev.Claim) -> None:
         state = self._state

@@ -104,7 +104,7 @@ class Horizon:
             if at_s <= NOW:
                 free += nodes
             elif at_s < inf:
-                later.append((at_s if at_s >= now_s else now_s + LEAST_S, nodes))
+                later.append((overrun(at_s, at_s, now_s), nodes))
         found = [(NOW, free)]
         for at_s, nodes in sorted(later):
             free += nodes
@@ -169,7 +169,7 @@ class Horizon:
 
 def overrun(end_s: float, began_s: float, now_s: float) -> float:
     """When a gang that was expected to end at `end_s` will end: later by whole steps if that is past."""
-    if end_s > now_s or end_s == inf:
+    if end_s >= now_s:
         return end_s
     step_s = max(LEAST_S, OVERRUN * (end_s - began_s))
-    return end_s + step_s * ceil((now_s - end_s) / step_s + 1e-6)
+    return max(now_s, end_s + step_s * ceil((now_s - end_s) / step_s))

@@ -14,13 +14,16 @@ from msgspec.structs import replace
 from rackscale.events import Binding, DomainSpec
 from rackscale.fleet.calendar import Calendar, Window
 from rackscale.fleet.gangs import Gang, Status
-from rackscale.fleet.health import EXPIRED, Health, spares_worth
+from rackscale.fleet.health import EXPIRED, LEMON, Health, spares_worth
 from rackscale.fleet.horizon import NOW, Horizon, overrun
-from rackscale.fleet.occupancy import Occupancy, mask_of
+from rackscale.fleet.occupancy import Occupancy, mask_of, members
 from rackscale.fleet.queues import Charge, segment_charge
 from rackscale.fleet.tenants import Tenants
 from rackscale.fleet.topology import Topology
 from rackscale.workload import Job, Maintenance, Policy
+
+FOR_GOOD = (EXPIRED, LEMON)
+"""Closures that nothing but people end."""
 
 
 class Books(NamedTuple):
@@ -42,6 +45,8 @@ class Machines:
         self.policy = Policy()
         self.horizon = Horizon(self)
         self.now_s = 0.0
+        self.given: dict[int, list[tuple[float, int]]] = {}
+        """Domain -> (expected end, nodes) of what the decision that is being made gives away."""
         self._gangs, self._jobs = gangs, jobs
 
     def books(self, job: Job) -> Books:
@@ -181,6 +186,7 @@ class Machines:
         """(expected time, nodes that come free then) of domain d."""
         occupancy, now_s = self.gpu.occupancy, self.now_s
         yield NOW, occupancy.free[d].bit_count()
+        yield from self.given.get(d, ())
         claimed, failed = occupancy.claimed[d], self.health.failed[d]
         usable = self.health.full[d] & ~(self.health.drained[d] | self.health.closed[d] | claimed)
         for name, mask in self.gpu.tenants.on[d].items():
@@ -192,6 +198,28 @@ class Machines:
             nodes = (mask & ~(claimed | held)).bit_count()
             if nodes:
                 yield overrun(at_s, at_s, now_s), nodes
+        yield from self._reopened(d)
+
+    def _reopened(self, d: int) -> Iterator[tuple[float, int]]:
+        """(when, nodes) of domain d that maintenance or bookings give back."""
+        health, calendar, occupancy = self.health, self.calendar, self.gpu.occupancy
+        if health.closed[d] and calendar.open:
+            ends = [(w.end_s, w.mask) for (_, other), w in calendar.open.items() if other == d]
+            ever = sum(
+                mask for (other, why), mask in health.closures.items() if other == d and why in FOR_GOOD
+            )
+            for node in members(health.closed[d] & ~(ever | health.drained[d] | health.absent[d])):
+                bit = 1 << node
+                if not bit & (occupancy.held[d] | occupancy.claimed[d]):
+                    back_s = health.back_s.get((d, node), NOW) if health.failed[d] & bit else NOW
+                    end_s = max([back_s, *(end_s for end_s, mask in ends if mask & bit)])
+                    yield overrun(end_s, end_s, self.now_s), 1
+        for name, binding in calendar.holding.items():
+            end_s = calendar.bookings[name].end_s
+            for other, mask in self.masks(binding):
+                if other == d:
+                    up = (mask & health.up(d)).bit_count()
+                    yield overrun(end_s, end_s, self.now_s), up
 
     def expected_end_s(self, gang: Gang, now_s: float) -> float:
         """When the nodes of a gang that holds some are expected to be free."""

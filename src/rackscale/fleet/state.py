@@ -385,6 +385,7 @@ class FleetState:
             gang.keep(self.now_s, everything=True)
             gang.checkpoint_s = self.now_s
             gang.step = event.step
+            self.dirty |= self.policy.growth and gang.name in self.elastic  # it may grow now
 
     def _progressed(self, event: ev.Progressed) -> None:
         gang = self._current(event.gang, event.attempt)
@@ -484,7 +485,10 @@ class FleetState:
 
     def stop_waiting(self, gang: Gang) -> None:
         """Out of the line or out of its claim: a waiting gang is in one of the two."""
-        self.reserved.pop(gang.name, None)
+        promise = self.reserved.pop(gang.name, None)
+        if promise is not None:  # others may have what it did not take
+            for name in promise.domains:
+                self.occupancy.grown |= 1 << self.index[name]
         if gang.claim:
             self.unclaim(gang)
         else:
@@ -496,7 +500,8 @@ class FleetState:
             self.unclaim(gang)
         if self.waiting.of(gang.name) is not None:
             self.waiting.remove(gang)
-        self.reserved.pop(gang.name, None)
+        if self.reserved.pop(gang.name, None) is not None:
+            self.retry_at_s = None  # others may have what was promised it: all are looked at again
         self.fresh.discard(gang.name)
         del self.gangs[gang.name]
         self.ended[gang.name] = Ended(

@@ -69,7 +69,7 @@ def begin_bookings(cycle: Cycle) -> None:
             busy = {d: calendar.busy(d, booking.end_s) for d in found.domains}
             binding = bind(state, found, booking.shape, forbidden=busy)
             cycle.promises.keep(f"@{booking.name}")
-            cycle.keep(binding)
+            cycle.keep(binding, booking.end_s)
             cycle.actions.append(Hold(booking=booking.name, binding=binding, reason=reason))
             cycle.retry = True  # its jobs start there
         elif not _tries(cycle, booking) or not _clear(cycle, booking, wants, offer, reason):
@@ -90,7 +90,7 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     if clearing is None:
         return False
     cycle.promises.keep(f"@{booking.name}")
-    cycle.keep(clearing.binding)
+    cycle.keep(clearing.binding, booking.end_s)
     cycle.actions.append(Hold(booking=booking.name, binding=clearing.binding, reason=reason))
     evict(cycle, clearing, f"@{booking.name}", priority)
     cycle.retry = True

@@ -106,6 +106,16 @@ def _clear_for(cycle: Cycle, key: Key, blocked: Blocked, gang: Gang) -> bool:
     return True
 
 
+def _keeps_quota(cycle: Cycle, victim: Gang, for_gang: str) -> bool:
+    """Whether the victim's queues hold what they are guaranteed without it; else it can only be reclaimed."""
+    state = cycle.state
+    if not state.tree.guaranteed:
+        return True
+    booking = state.machines.calendar.bookings.get(for_gang[1:]) if for_gang.startswith("@") else None
+    taker = state.gangs[for_gang].queue if booking is None else booking.queue
+    return state.tree.can_lose(victim.queue, taker, victim.charge, straddle=False)
+
+
 def evict(cycle: Cycle, found: Clearing, for_gang: str, priority: int) -> None:
     """Send the victims of a clearing away, or let them go on smaller."""
     state = cycle.state
@@ -116,7 +126,8 @@ def evict(cycle: Cycle, found: Clearing, for_gang: str, priority: int) -> None:
             cycle.move(victim, shrunk.binding, Reason(code="shrunk-for", for_gang=for_gang), shrunk.choice)
             cycle.depart(victim, shrunk.binding)
         else:
-            code = "preempted-for" if victim.priority < priority else "reclaimed-for"
+            lower = victim.priority < priority and _keeps_quota(cycle, victim, for_gang)
+            code = "preempted-for" if lower else "reclaimed-for"
             cycle.send_away(victim, code, for_gang)
             cycle.take(victim)
         cycle.evicted[victim.queue] += 1

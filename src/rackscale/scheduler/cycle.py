@@ -10,7 +10,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from rackscale.events import Action, Binding, Claim, Move, Preempt, Reason, Start
-from rackscale.fleet.gangs import Gang, WaitClass
+from rackscale.fleet.gangs import Gang, WaitClass, remaining_s
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.order import Key, Order
@@ -38,6 +38,7 @@ def what_if(state: FleetState, now_s: float, *, due: bool) -> Iterator[Cycle]:
         state.tree.end_trial()
         for d in cycle.touched:
             machines.horizon.touch(d)
+        machines.given.clear()
 
 
 class Blocked(NamedTuple):
@@ -79,18 +80,30 @@ class Cycle:
         gangs = self.state.gangs
         return sorted((gangs[name] for name in names), key=Gang.order)
 
-    def hold(self, gang: Gang, binding: Binding) -> None:
-        machines = self.state.machines
-        occupancy = machines.books(self.state.jobs[gang.job]).occupancy
+    def hold(self, gang: Gang, binding: Binding, choice: int) -> None:
+        machines, job = self.state.machines, self.state.jobs[gang.job]
+        occupancy, until_s = machines.books(job).occupancy, self.ends_s(gang, choice)
         for d, mask in machines.masks(binding):
             occupancy.hold(d, mask)
-            self.changed(d)
+            if not job.cpu_only:
+                self.gave(d, mask, until_s)
 
-    def keep(self, binding: Binding) -> None:
-        """Claim nodes in the what-if."""
+    def keep(self, binding: Binding, until_s: float) -> None:
+        """Claim nodes in the what-if, for somebody who is expected to be gone by then."""
         for d, mask in self.state.machines.masks(binding):
             self.state.occupancy.claim(d, mask)
-            self.changed(d)
+            self.gave(d, mask, until_s)
+
+    def ends_s(self, gang: Gang, choice: int) -> float:
+        """When the gang is expected to end if it starts now; infinite: nobody knows."""
+        job = self.state.jobs[gang.job]
+        throughput = job.choices[choice].throughput if job.offers else 1.0
+        return self.now_s + job.durability.restart_s + remaining_s(gang, job) / throughput
+
+    def gave(self, d: int, mask: int, until_s: float) -> None:
+        """These nodes were given away until then."""
+        self.state.machines.given.setdefault(d, []).append((until_s, mask.bit_count()))
+        self.changed(d)
 
     def changed(self, d: int) -> None:
         """Nodes of domain d were given away: what is expected of it is another thing now, until the decision ends."""
@@ -114,14 +127,17 @@ class Cycle:
 
     def start(self, gang: Gang, binding: Binding, reason: Reason, choice: int = 0) -> None:
         self.promises.keep(gang.name)
-        self.hold(gang, binding)
+        promise = self.state.reserved.get(gang.name)
+        if promise is not None and not {s.domain for s in binding}.issuperset(promise.domains):
+            self.retry = True  # others may have what it was promised
+        self.hold(gang, binding, choice)
         self.actions.append(
             Start(gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice)
         )
 
     def claim(self, gang: Gang, binding: Binding, reason: Reason, choice: int = 0) -> None:
         self.promises.keep(gang.name)
-        self.keep(binding)
+        self.keep(binding, self.ends_s(gang, choice))
         self.actions.append(Claim(gang=gang.name, binding=binding, reason=reason, choice=choice))
         self.claimed.add(gang.name)
 
@@ -144,7 +160,7 @@ class Cycle:
         restart_gpu_s = self.state.jobs[gang.job].durability.restart_s * self.state.machines.gpus(binding)
         reason = replace(reason, lost_gpu_s=price.lost_gpu_s, restart_gpu_s=restart_gpu_s)
         grace_s = self.state.jobs[gang.job].durability.grace_s
-        self.keep(binding)
+        self.keep(binding, gang.end_s)
         self.actions.append(
             Move(
                 gang=gang.name, attempt=gang.attempt, grace_s=grace_s, binding=binding, reason=reason, choice=choice

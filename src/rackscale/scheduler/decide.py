@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from math import inf
 
-from rackscale.events import Plan
+from rackscale.events import Plan, Reserve, Unreserve
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.calendar import begin_bookings, next_s, overdue
 from rackscale.scheduler.clear import clear_room, could_take
@@ -73,11 +73,24 @@ def _later(cycle: Cycle) -> tuple[float | None, float | None]:
     elif cycle.blocked and retry_at_s is None:
         retry_at_s = now_s + state.policy.preemption_retry_s
     wake_s = min([next_s(state, now_s), *cycle.wakes])
+    wake_s = min(wake_s, _promises_due_s(cycle, retry_at_s))
     if cycle.retry:
         wake_s = now_s
     elif retry_at_s is not None and _time_helps(cycle):
         wake_s = min(wake_s, max(retry_at_s, now_s))
     return (None if wake_s == inf else wake_s), retry_at_s
+
+
+def _promises_due_s(cycle: Cycle, retry_at_s: float | None) -> float:
+    """When to look again at those whom promises keep waiting: some changed now, or are due and may not be kept."""
+    if retry_at_s is None:
+        return inf
+    news = [a for a in cycle.actions if isinstance(a, Reserve | Unreserve)]
+    before = cycle.state.reserved
+    if any(a.gang in before for a in news):
+        return max(retry_at_s, cycle.now_s)
+    starts = [r.start_s for r in (*before.values(), *(a for a in news if isinstance(a, Reserve)))]
+    return max(retry_at_s, min((at_s for at_s in starts if at_s > cycle.now_s), default=inf))
 
 
 def _time_helps(cycle: Cycle) -> bool:

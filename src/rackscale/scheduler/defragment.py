@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import NamedTuple
 
-from rackscale.events import Binding, Reason, Segment
+from rackscale.events import Binding, Reason, Reserve, Segment
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import mask_of, members
 from rackscale.scheduler.choices import ranked
@@ -58,7 +58,8 @@ def opening(cycle: Cycle, blocked: Blocked, gang: Gang) -> Opening | None:
     if offer.shape.segments != 1 or job.cpu_only or job.booking is not None:
         return None
     nodes, occupancy = offer.shape.nodes_held_per_segment, state.occupancy
-    reserve = state.reserved.get(gang.name)
+    now = (a for a in cycle.actions if isinstance(a, Reserve) and a.gang == gang.name)
+    reserve = next(now, state.reserved.get(gang.name))
     saved_s = MOST_SAVED_S if reserve is None else min(MOST_SAVED_S, max(0.0, reserve.start_s - cycle.now_s))
     best: Opening | None = None
     for group in state.topology.groups(offer.system or job.system, job.cluster):

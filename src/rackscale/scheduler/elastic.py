@@ -115,6 +115,8 @@ def grow(cycle: Cycle) -> None:
         found = growth(cycle, gang)
         if not isinstance(found, str):
             choice, binding = found
+            cycle.take(gang)
+            cycle.give(gang, cycle.state.machines.charge(binding))
             cycle.move(gang, binding, Reason(code="grown"), choice)
 
 

@@ -104,7 +104,7 @@ def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[objec
         limits += 1
     if limits == len(choices):
         return LIMITED
-    if gang.name in state.fresh and not ever_fits(state, job):
+    if gang.name in state.fresh and not _was_started(cycle, job) and not ever_fits(state, job):
         # A service's gangs are alike: the first refuses for all of them.
         if job.gangs()[0] == gang.name:
             cycle.actions.append(Refuse(job=job.name, reason=Reason(code="never-fits")))
@@ -112,6 +112,12 @@ def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[objec
     if known is not None:
         unfit.add(known)
     return "no-room"
+
+
+def _was_started(cycle: Cycle, job: Job) -> bool:
+    """Whether a gang of the job ran before, or holds nodes now: then it waits for the fleet that it once fitted."""
+    gangs = (cycle.state.gangs.get(name) for name in job.gangs())
+    return any(gang is not None and (gang.front or gang.binding or gang.claim) for gang in gangs)
 
 
 def admitted(cycle: Cycle, gang: Gang, job: Job, choice: int) -> str | None:
@@ -157,13 +163,11 @@ def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Cl
     state, shape = cycle.state, offer.shape
     machines = state.machines
     if job.cpu_only:
-        return Closed(_cpu_avoid(cycle, job), siblings=_near(cycle, job))
+        return Closed(_cpu_avoid(cycle, cls, job, offer), siblings=_near(cycle, job))
     shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
-        stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
-        until_s = cycle.now_s + stays_s
-        assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
+        until_s, assumed_s = _stays(cycle, cls, job, offer)
         shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
         promised = cycle.promises.closed(key, until_s, nodes)
     return Closed(shut, promised, _near(cycle, job))
@@ -178,25 +182,35 @@ def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Plac
     """Where the gang fits now, promises to others and what is planned for the domains respected."""
     shut, promised, others = closed(cycle, key, cls, job, offer)
     books = cycle.state.machines.books(job).occupancy
+    avoid = shut | promised
     if job.nearness.apart_required:
-        return place(cycle.state, offer, job, books=books, avoid=shut | promised | others)
-    return place(cycle.state, offer, job, books=books, avoid=shut | promised, shun=others)
+        avoid, others = avoid | others, 0
+    for kept in () if job.cpu_only else cycle.promises.kind(key, _stays(cycle, cls, job, offer)[0]):
+        found = place(cycle.state, offer, job, books=books, avoid=avoid | kept, shun=others)
+        if found is not None:
+            return found
+    return place(cycle.state, offer, job, books=books, avoid=avoid, shun=others)
 
 
-def _cpu_avoid(cycle: Cycle, job: Job) -> int:
+def _stays(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[float, float]:
+    """Until when a gang of the class would stay, and until when that is assumed where nobody knows."""
+    stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
+    assumed_s = stays_s if stays_s < inf else cycle.state.policy.assumed_duration_s
+    return cycle.now_s + stays_s, cycle.now_s + assumed_s
+
+
+def _cpu_avoid(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
-    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
-    last_s = cycle.now_s + job.durability.restart_s + lasts_s
-    shape = job.shape
+    shape, last_s = offer.shape, _stays(cycle, cls, job, offer)[1]
     nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
     return calendar.shut(last_s, last_s, nodes, occupancy)
 
 
-def siblings(cycle: Cycle, job: Job) -> int:
-    """Domains in the same unit as another replica of the service."""
+def siblings(cycle: Cycle, job: Job, but: str = "") -> int:
+    """Domains in the same unit as another replica of the service; `but`: whose own don't count."""
     state = cycle.state
     assert job.nearness.apart is not None
-    names = set(job.gangs())
+    names = {name for name in job.gangs() if name != but}
     bindings = [gang.binding or gang.claim for name in names if (gang := state.gangs.get(name)) is not None]
     bindings += [
         a.binding for a in cycle.actions if getattr(a, "gang", None) in names and hasattr(a, "binding")
@@ -214,11 +228,11 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
     job = state.jobs[gang.job]
     offer = job.choices[choice]
     if job.cpu_only:
-        forbidden = _forbidden(cycle, job, offer, found)
+        forbidden = _forbidden(cycle, gang, job, offer, found)
         binding = bind(state, found, offer.shape, books=state.machines.cpu.occupancy, forbidden=forbidden)
         cycle.give(gang, Charge())
     else:
-        binding = bind(state, found, offer.shape, forbidden=_forbidden(cycle, job, offer, found))
+        binding = bind(state, found, offer.shape, forbidden=_forbidden(cycle, gang, job, offer, found))
         if state.tree.limited or state.tree.guaranteed:
             charge = state.machines.charge(binding)
             if refused(cycle, gang, job, charge) is not None:
@@ -231,13 +245,14 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
     return True
 
 
-def _forbidden(cycle: Cycle, job: Job, offer: Offer, found: Placement) -> dict[int, int]:
-    """Nodes that go out of use before the gang is expected to end."""
+def _forbidden(cycle: Cycle, gang: Gang, job: Job, offer: Offer, found: Placement) -> dict[int, int]:
+    """Nodes that go out of use before the gang is expected to end; `closed` left enough others."""
     calendar = cycle.state.machines.calendar
     if not calendar.on:
         return {}
-    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
-    until_s = cycle.now_s + job.durability.restart_s + lasts_s / offer.throughput
+    cls = cycle.state.waiting.of(gang.name)
+    assert cls is not None
+    until_s = _stays(cycle, cls, job, offer)[1]
     return {d: calendar.busy(d, until_s) for d in found.domains}
 
 
@@ -251,15 +266,17 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     left_s = remaining_s(gang, job)
     time_s = calendar.bookings[job.booking or ""].end_s - cycle.now_s - job.durability.restart_s
     free: dict[int, int] = {}
+    books = state.machines.books(job).occupancy
     for d, mask in state.machines.masks(binding):
-        free[d] = free.get(d, 0) | (mask & state.occupancy.up[d] & ~state.occupancy.held[d])
+        free[d] = free.get(d, 0) | (mask & books.up[d] & ~books.held[d])
     for choice in ranked(state.topology, state.policy, job):
         offer = job.choices[choice]
         if left_s < inf and left_s / offer.throughput > time_s:
             continue
         found = _segments_in(cycle, job, free, offer)
-        if found is not None and refused(cycle, gang, job, state.machines.charge(found)) is None:
-            cycle.give(gang, state.machines.charge(found))
+        charge = Charge() if found is None or job.cpu_only else state.machines.charge(found)
+        if found is not None and refused(cycle, gang, job, charge) is None:
+            cycle.give(gang, charge)
             cycle.start(gang, found, Reason(code="fits", window=job.booking), choice)
             return None
     return LIMITED

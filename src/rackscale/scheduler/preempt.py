@@ -172,6 +172,7 @@ class Clearer:
         occupancy.rollback(mark)
         for victim in self.picked.values():
             self._trial(victim, -1)
+        self.picked = {}
         return found
 
     def _gives(self, victim: Victim) -> Charge:

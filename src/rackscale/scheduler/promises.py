@@ -7,10 +7,24 @@ is expected to be gone by then, or if enough nodes will be free then beside him.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from rackscale.fleet.gangs import coarse, remaining_s
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.order import FIRST, Key, Order
+
+
+class Span(NamedTuple):
+    """Nodes of one domain that somebody was promised, and for how long he is expected to keep them."""
+
+    start_s: float
+    end_s: float
+    nodes: int
+
+
+Spans = dict[int, list[Span]]
+"""By domain."""
 
 
 class Promise(NamedTuple):
@@ -19,10 +33,9 @@ class Promise(NamedTuple):
     key: Key
     name: str
     start_s: float
+    end_s: float
     nodes: dict[int, int]
     """Domain -> nodes."""
-    slack: list[int]
-    """slack[n]: domains that could give n nodes beside what is promised, at that time."""
     domains: int
 
 
@@ -32,6 +45,9 @@ class Promises:
     def __init__(self, state: FleetState, order: Order, now_s: float) -> None:
         self._state, self._order, self._now_s = state, order, now_s
         self._all: list[Promise] | None = None
+        self._slacks: dict[int, list[tuple[float, int, list[int]]]] = {}
+        """How many promises are ahead -> (start, domains, slack) of each; slack[n]: domains that could give n + 1
+        nodes beside all that is promised ahead, at that time."""
         self._kept: set[str] = set()
         """Who starts in this decision: what was promised him is no longer in anybody's way."""
 
@@ -39,6 +55,7 @@ class Promises:
         """Those that are still open, in order."""
         if self._all is None:
             self._all = sorted(self._build(name) for name in self._state.reserved if name not in self._kept)
+            self._slacks.clear()
         return self._all
 
     def keep(self, name: str) -> None:
@@ -50,48 +67,83 @@ class Promises:
     def changed(self, domains: int) -> None:
         """Nodes of these domains were given away in this decision."""
         if self._all is not None and any(promise.domains & domains for promise in self._all):
-            self._all = None
+            self._slacks.clear()
 
     def _build(self, name: str) -> Promise:
         state = self._state
         reserve = state.reserved[name]
         booking = state.machines.calendar.bookings.get(name[1:]) if name.startswith("@") else None
         if booking is not None:
-            key, shape = FIRST, booking.shape
+            key, shape, end_s = FIRST, booking.shape, booking.end_s
         else:
             gang = state.gangs[name]
-            key, shape = self._order.of(gang), state.jobs[gang.job].choices[reserve.choice].shape
+            job = state.jobs[gang.job]
+            offer = job.choices[reserve.choice]
+            key, shape = self._order.of(gang), offer.shape
+            lasts_s = job.durability.restart_s + coarse(remaining_s(gang, job)) / offer.throughput
+            end_s = max(reserve.start_s, self._now_s) + lasts_s
         nodes = Counter[int]()
         for domain in reserve.domains:
             nodes[state.index[domain]] += shape.nodes_held_per_segment
-        return self.promise(key, name, reserve.start_s, dict(nodes))
+        domains = sum(1 << d for d in nodes)
+        return Promise(key, name, reserve.start_s, end_s, dict(nodes), domains)
 
-    def promise(self, key: Key, name: str, start_s: float, nodes: dict[int, int]) -> Promise:
+    def _slack(self, ahead: int) -> list[tuple[float, int, list[int]]]:
+        """For the first so many promises: what is left beside all of them at the start of each."""
+        found = self._slacks.get(ahead)
+        if found is not None:
+            return found
         horizon, now_s = self._state.machines.horizon, self._now_s
-        slack: list[int] = []
-        domains = 0
-        for d, count in nodes.items():
-            domains |= 1 << d
-            spare = horizon.room(d, max(start_s, now_s), now_s) - count
-            while len(slack) < spare:
-                slack.append(0)
-            for n in range(spare):
-                slack[n] |= 1 << d
-        return Promise(key, name, start_s, nodes, slack, domains)
+        first = self.all()[:ahead]
+        found = self._slacks[ahead] = []
+        for promise in first:
+            at_s, slack = max(promise.start_s, now_s), list[int]()
+            there = [p for p in first if max(p.start_s, now_s) <= at_s < p.end_s or p is promise]
+            for d in promise.nodes:
+                spare = horizon.room(d, at_s, now_s) - sum(p.nodes.get(d, 0) for p in there)
+                slack += [0] * (spare - len(slack))
+                for n in range(spare):
+                    slack[n] |= 1 << d
+            found.append((promise.start_s, promise.domains, slack))
+        return found
 
     def closed(self, key: Key, until_s: float, nodes: int) -> int:
         """Domains that a gang with this key may not use for a segment of `nodes` that it holds until then."""
         if not self._state.reserved:
             return 0
+        ahead = sum(promise.key < key for promise in self.all())
         found = 0
-        for promise in self.all():
-            if promise.key >= key:
-                break
-            if until_s > promise.start_s:
-                fits = promise.slack[nodes - 1] if nodes <= len(promise.slack) else 0
-                found |= promise.domains & ~fits
+        for start_s, domains, slack in self._slack(ahead):
+            if until_s > start_s:
+                found |= domains & ~(slack[nodes - 1] if nodes <= len(slack) else 0)
         return found
+
+    def kind(self, key: Key, until_s: float) -> Iterator[int]:
+        """Sets of domains to leave alone where that costs a gang nothing, so that promises to those behind it hold.
+
+        All but what it was promised itself, then what was promised to them.
+        """
+        if not self._state.reserved:
+            return
+        later, own = 0, 0
+        for promise in self.all():
+            if promise.key == key:
+                own = promise.domains
+            elif promise.key > key and until_s > promise.start_s:
+                later |= promise.domains
+        if later and own:
+            yield ~own
+        if later:
+            yield later
 
     def holders(self, key: Key, domains: int) -> list[str]:
         """Whose promises lie on some of these domains, ahead of this key."""
         return [p.name for p in self.all() if p.key < key and p.domains & domains]
+
+    def spans(self) -> Spans:
+        """What is promised, by domain."""
+        found: Spans = {}
+        for promise in self.all():
+            for d, nodes in promise.nodes.items():
+                found.setdefault(d, []).append(Span(promise.start_s, promise.end_s, nodes))
+        return found

@@ -7,7 +7,8 @@ from rackscale.fleet.gangs import Gang, Status, shift
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.elastic import smaller
-from rackscale.scheduler.fit import Placement, bind, place_one
+from rackscale.scheduler.fit import Placement, beside, bind, place_one
+from rackscale.scheduler.place import siblings
 from rackscale.scheduler.price import cost
 from rackscale.workload import Offer, Shape
 
@@ -63,7 +64,7 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
     job = state.jobs[gang.job]
     occupancy = state.machines.books(job).occupancy
     binding, code, where = gang.binding, "own-spare", ("", 0)
-    mark = occupancy.mark()
+    mark, gave = occupancy.mark(), list[tuple[int, int]]()
     for at, segment in enumerate(gang.binding):
         d = state.index[segment.domain]
         dead = [node for node in segment.nodes if not occupancy.up[d] >> node & 1]
@@ -81,7 +82,7 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
             code = "spare" if code == "own-spare" else code
             spares = _staying(cycle, d, free, len(left), gang.end_s)
             occupancy.hold(d, mask_of(spares))
-            cycle.changed(d)
+            gave.append((d, mask_of(spares)))
             for node, spare in zip(left, spares, strict=True):
                 binding = _replace(binding, at, node, spare)
             continue
@@ -89,7 +90,10 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
         if moved is None:
             occupancy.rollback(mark)
             return _shrink(cycle, gang, where)
+        gave.append((state.index[moved.domain], mask_of(moved.held)))
         binding, code = (*binding[:at], moved, *binding[at + 1 :]), "moved-segment"
+    for d, mask in gave:
+        cycle.gave(d, mask, gang.end_s)
     return binding, code, where, gang.choice
 
 
@@ -124,11 +128,14 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment) -> Segment | None:
         avoid |= 1 << state.index[other.domain]
     if state.reserved:
         avoid |= cycle.promises.closed(cycle.order.of(gang), gang.end_s, len(segment.held))
-    level = job.nearness.within
     (group,) = state.topology.groups(home.system, home.cluster)
     within = group.domains & ~avoid
-    if level is not None:
-        within &= state.topology.unit(level, state.index[segment.domain])
+    others = [state.index[other.domain] for other in gang.binding if other is not segment]
+    within &= beside(state.topology, job, job.choices[gang.choice].shape, others)
+    if job.nearness.within is not None:
+        within &= state.topology.unit(job.nearness.within, state.index[segment.domain])
+    if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
+        within &= ~siblings(cycle, job, but=gang.name)
     calendar = state.machines.calendar
     assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
     shut = calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
@@ -138,7 +145,6 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment) -> Segment | None:
     shape = Shape(nodes_per_segment=len(segment.nodes), spares_per_segment=len(segment.spares))
     (moved,) = bind(state, Placement(found.domains, found.free_nodes_left), shape, books=occupancy)
     occupancy.hold(found.domains[0], mask_of(moved.held))
-    cycle.changed(found.domains[0])
     return moved
 
 

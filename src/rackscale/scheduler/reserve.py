@@ -22,6 +22,7 @@ from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.order import Key
 from rackscale.scheduler.place import refused
+from rackscale.scheduler.promises import Span, Spans
 from rackscale.workload import Job, Nearness, Shape
 
 BOOKING = "@"
@@ -63,7 +64,7 @@ def reserve(cycle: Cycle) -> None:
         )  # fmt: skip
         found = soonest(cycle, wanted, kept.ahead)
         if found is not None:
-            kept.promise(BOOKING + name, 0, found, booking.shape)
+            kept.promise(BOOKING + name, 0, found, booking.shape, wanted.lasts_s)
     if not cycle.due:
         kept.stand()
     for gang in _first(cycle):
@@ -71,7 +72,9 @@ def reserve(cycle: Cycle) -> None:
         best = None if gang.name in kept.names else earliest(cycle, gang, job, kept.ahead)
         if best is not None:
             choice, found = best
-            kept.promise(gang.name, choice, found, job.choices[choice].shape)
+            kept.promise(
+                gang.name, choice, found, job.choices[choice].shape, _lasts_s(cycle, gang, job, choice)
+            )
     for name in [name for name in state.reserved if name not in kept.names and _still_waits(cycle, name)]:
         cycle.actions.append(Unreserve(gang=name, reason=Reason(code="no-longer-reserved")))
 
@@ -89,7 +92,7 @@ class _Kept:
     def __init__(self, cycle: Cycle) -> None:
         self.cycle = cycle
         self.names: set[str] = set()
-        self.ahead: dict[int, int] = {}
+        self.ahead: Spans = {}
 
     def stand(self) -> None:
         """Between renewals, gangs keep what they were promised; newcomers are promised what is left."""
@@ -99,17 +102,19 @@ class _Kept:
             if gang is None or name in self.names or not _still_waits(self.cycle, name):
                 continue
             self.names.add(name)
-            nodes = state.jobs[gang.job].choices[reserve.choice].shape.nodes_held_per_segment
+            job, start_s = state.jobs[gang.job], max(reserve.start_s, self.cycle.now_s)
+            nodes = job.choices[reserve.choice].shape.nodes_held_per_segment
+            span = Span(start_s, start_s + _lasts_s(self.cycle, gang, job, reserve.choice), nodes)
             for domain in reserve.domains:
-                d = state.index[domain]
-                self.ahead[d] = self.ahead.get(d, 0) + nodes
+                self.ahead.setdefault(state.index[domain], []).append(span)
 
-    def promise(self, name: str, choice: int, found: Found, shape: Shape) -> None:
+    def promise(self, name: str, choice: int, found: Found, shape: Shape, lasts_s: float) -> None:
         """Say it where it is news."""
         state = self.cycle.state
         self.names.add(name)
         for d in found.domains:
-            self.ahead[d] = self.ahead.get(d, 0) + shape.nodes_held_per_segment
+            span = Span(found.start_s, found.start_s + lasts_s, shape.nodes_held_per_segment)
+            self.ahead.setdefault(d, []).append(span)
         domains = tuple(state.domains[d].name for d in found.domains)
         before = state.reserved.get(name)
         if before is not None and (before.start_s, before.domains, before.choice) == (
@@ -162,15 +167,20 @@ def _in_line(cycle: Cycle) -> Iterator[tuple[Key, str]]:
             heapq.heappush(heads, (cycle.order.of_entry(cls, at + 1), n, at + 1))
 
 
-def earliest(cycle: Cycle, gang: Gang, job: Job, ahead: dict[int, int]) -> tuple[int, Found] | None:
+def _lasts_s(cycle: Cycle, gang: Gang, job: Job, choice: int) -> float:
+    """How long the gang is expected to hold its nodes in this choice."""
+    cls = cycle.state.waiting.of(gang.name)
+    assert cls is not None
+    return job.durability.restart_s + cls.lasts_s / job.choices[choice].throughput
+
+
+def earliest(cycle: Cycle, gang: Gang, job: Job, ahead: Spans) -> tuple[int, Found] | None:
     """The choice that is expected to be done first, and where it would start."""
     state = cycle.state
-    cls = state.waiting.of(gang.name)
-    assert cls is not None
     best: tuple[float, int, Found] | None = None
     for choice in ranked(state.topology, state.policy, job):
         offer = job.choices[choice]
-        lasts_s = job.durability.restart_s + cls.lasts_s / offer.throughput
+        lasts_s = _lasts_s(cycle, gang, job, choice)
         wanted = Wanted(
             offer.shape, offer.system or job.system, job.cluster, job.nearness, cycle.now_s, lasts_s
         )
@@ -197,7 +207,7 @@ def _charge(cycle: Cycle, found: Found, shape: Shape) -> Charge:
     )
 
 
-def soonest(cycle: Cycle, wanted: Wanted, ahead: dict[int, int]) -> Found | None:
+def soonest(cycle: Cycle, wanted: Wanted, ahead: Spans) -> Found | None:
     """When and where room is expected first, over all clusters that will do; None: nobody knows."""
     best: Found | None = None
     for group in cycle.state.topology.groups(wanted.system, wanted.cluster):
@@ -209,16 +219,15 @@ def soonest(cycle: Cycle, wanted: Wanted, ahead: dict[int, int]) -> Found | None
     return best
 
 
-def _soonest_in(
-    cycle: Cycle, group: Group, wanted: Wanted, ahead: dict[int, int], before_s: float
-) -> Found | None:
+def _soonest_in(cycle: Cycle, group: Group, wanted: Wanted, ahead: Spans, before_s: float) -> Found | None:
     """The soonest room in one group of domains, if it is before `before_s`."""
     topology, near = cycle.state.topology, wanted.nearness
     segments = wanted.shape.segments
     by_unit: dict[int, list[int]] = {}
     used: dict[int, int] = {}
     """Unit -> domains that no other segment may use."""
-    for looked, (at_s, d) in enumerate(_candidates(cycle, group, wanted, ahead)):
+    view = _View(cycle, group, wanted, ahead)
+    for looked, (at_s, d) in enumerate(view.candidates()):
         if at_s >= before_s or (looked > segments + LOOK_AHEAD and near == PLAIN):
             return None
         unit = topology.unit(near.within, d) if near.within is not None else 0
@@ -229,44 +238,92 @@ def _soonest_in(
         chosen = by_unit.setdefault(unit, [])
         chosen.append(d)
         if len(chosen) == segments:
-            return Found(max(at_s, wanted.not_before_s), tuple(sorted(chosen)))
+            start_s = max(at_s, wanted.not_before_s)
+            gone = [other for other in set(chosen) if not view.stays(other, chosen.count(other), start_s)]
+            if not gone:
+                return Found(start_s, tuple(sorted(chosen)))
+            for other in gone:
+                for count in range(1, chosen.count(other) + 1):
+                    view.again(other, count, start_s)
+            by_unit[unit] = [other for other in chosen if other not in gone]
+            if near.spread not in (None, "domain"):
+                used[unit] = sum(topology.unit(near.spread, other) for other in by_unit[unit])
     return None
 
 
-def _candidates(
-    cycle: Cycle, group: Group, wanted: Wanted, ahead: dict[int, int]
-) -> Iterator[tuple[float, int]]:
-    """(time, domain) for each segment that a domain could take, by time."""
-    state, shape = cycle.state, wanted.shape
-    horizon, nodes = state.machines.horizon, shape.nodes_held_per_segment
-    most = group.largest // nodes if shape.may_share_domain and wanted.nearness.spread is None else 1
-    counts = range(1, min(most, shape.segments) + 1)
-    streams = [horizon.soonest(count * nodes, cycle.now_s, group.number) for count in counts]
-    if not ahead and len(streams) == 1 and not state.machines.calendar.on:
-        yield from streams[0]
-        return
-    taken = sorted(
-        (horizon.when(d, held + count * nodes, cycle.now_s), d)
-        for d, held in ahead.items()
-        if group.domains >> d & 1
-        for count in counts
-    )
-    free = (pair for pair in heapq.merge(*streams) if pair[1] not in ahead)
-    for at_s, d in heapq.merge(free, (pair for pair in taken if pair[0] < inf)):
-        start_s = max(at_s, wanted.not_before_s) if at_s > NOW else wanted.not_before_s
-        if _open(cycle, d, start_s, start_s + wanted.lasts_s, nodes):
+class _View:
+    """Domains by when they have room for somebody, with what is promised ahead of him and what is planned."""
+
+    def __init__(self, cycle: Cycle, group: Group, wanted: Wanted, ahead: Spans) -> None:
+        self._machines, self._now_s = cycle.state.machines, cycle.now_s
+        self._group, self._wanted, self._ahead = group, wanted, ahead
+        self._nodes = wanted.shape.nodes_held_per_segment
+        self._later: list[tuple[float, int, int]] = []
+        """(time, domain, segments): looked at before, and to be looked at again."""
+
+    def candidates(self) -> Iterator[tuple[float, int]]:
+        """(time, domain) for each segment that a domain could take, by time."""
+        shape = self._wanted.shape
+        most = 1
+        if shape.may_share_domain and self._wanted.nearness.spread is None:
+            most = min(self._group.largest // self._nodes, shape.segments)
+        streams = [self._stream(count) for count in range(1, most + 1)]
+        for d in self._ahead:
+            for count in range(1, most + 1):
+                self.again(d, count, NOW)
+        free = (entry for entry in heapq.merge(*streams) if entry[1] not in self._ahead)
+        for entry in free:
+            while self._later and self._later[0] < entry:
+                at_s, d, _ = heapq.heappop(self._later)
+                yield at_s, d
+            at_s, d, count = entry
+            if self.stays(d, count, at_s):
+                yield at_s, d
+            else:
+                self.again(d, count, at_s)
+        while self._later:
+            at_s, d, _ = heapq.heappop(self._later)
             yield at_s, d
 
+    def _stream(self, count: int) -> Iterator[tuple[float, int, int]]:
+        for at_s, d in self._machines.horizon.soonest(count * self._nodes, self._now_s, self._group.number):
+            yield at_s, d, count
 
-def _open(cycle: Cycle, d: int, from_s: float, until_s: float, nodes: int) -> bool:
-    """Whether no maintenance or return of capacity is in the way of so many nodes of domain d."""
-    calendar = cycle.state.machines.calendar
-    windows = calendar.on.get(d)
-    if not windows:
-        return True
-    mask = 0
-    for window in windows:
-        if window.start_s < until_s and window.end_s > from_s:
-            mask |= window.mask
-    full = cycle.state.machines.health.full[d]
-    return (full & ~mask).bit_count() - cycle.state.occupancy.spares[d] >= nodes
+    def again(self, d: int, count: int, from_s: float) -> None:
+        """Look at the domain again when next it could take so many segments, from `from_s` on."""
+        if not self._group.domains >> d & 1:
+            return
+        windows = self._machines.calendar.on.get(d, ())
+        times = [at_s for at_s, _ in self._machines.horizon.profile(d, self._now_s)]
+        times += [window.end_s for window in windows]
+        times += [span.end_s for span in self._ahead.get(d, ())]
+        for at_s in sorted({max(at_s, from_s) for at_s in times if at_s < inf}):
+            if self.stays(d, count, at_s):
+                heapq.heappush(self._later, (at_s, d, count))
+                return
+
+    def stays(self, d: int, count: int, at_s: float) -> bool:
+        """Whether domain d can take so many segments then, for as long as they last."""
+        if d not in self._ahead and d not in self._machines.calendar.on:
+            return True  # it has room by then, and room only grows
+        nodes, wanted = count * self._nodes, self._wanted
+        from_s = max(at_s, wanted.not_before_s)
+        until_s = from_s + wanted.lasts_s
+        spans = self._ahead.get(d, ())
+        for time_s in (from_s, *(span.start_s for span in spans if from_s < span.start_s < until_s)):
+            taken = sum(span.nodes for span in spans if span.start_s <= time_s < span.end_s)
+            if self._machines.horizon.room(d, time_s, self._now_s) < nodes + taken:
+                return False
+        return self._open(d, from_s, until_s, nodes)
+
+    def _open(self, d: int, from_s: float, until_s: float, nodes: int) -> bool:
+        """Whether no maintenance or return of capacity is in the way of so many nodes."""
+        windows = self._machines.calendar.on.get(d)
+        if not windows:
+            return True
+        mask = 0
+        for window in windows:
+            if window.start_s < until_s and window.end_s > from_s:
+                mask |= window.mask
+        left = (self._machines.health.full[d] & ~mask).bit_count()
+        return left - self._machines.gpu.occupancy.spares[d] >= nodes

@@ -225,10 +225,7 @@ def reservation(judge: Judge) -> Reservation | None:
     kept = next((a for a in mine if isinstance(a, Reserve)), state.reserved.get(name))
     if kept is not None and not any(isinstance(a, Unreserve) for a in mine):
         return _reservation(judge, kept.start_s, kept.domains, kept.choice, promised=True)
-    ahead = Counter[int]()
-    for promise in cycle.promises.all():
-        ahead.update(promise.nodes)
-    found = earliest(cycle, judge.gang, judge.job, dict(ahead))
+    found = earliest(cycle, judge.gang, judge.job, cycle.promises.spans())
     if found is None:
         return None
     choice, (start_s, where) = found

@@ -170,7 +170,9 @@ def _of_detail(document: Document, detail: ErrorDetails) -> Problem | None:
     assert template or kind in _OWN_ERRORS, f"no words for pydantic's {kind}"
     message = template.format(**context) if template else detail["msg"]
     number = kind == "string_type" and isinstance(detail["input"], int | float)
-    return document.problem(path, message, fix="put it in quotes" if number else context.get("fix"))
+    return document.problem(
+        path, message, fix="put it in quotes" if number else (detail.get("ctx") or {}).get("fix")
+    )
 
 
 def _plain(value: object) -> object:
