@@ -51,7 +51,7 @@ def room_by_hand(hall: Hall, d: int, at_s: float) -> int:
     return hall.free(d) + gone - hall.spares[d]
 
 
-ends = st.one_of(st.integers(0, 20).map(float), st.just(inf))
+ends = st.one_of(st.integers(1, 20).map(float), st.just(inf))
 tenants = st.lists(st.tuples(ends, st.integers(1, 3)), max_size=3).filter(
     lambda found: sum(nodes for _, nodes in found) <= NODES
 )
@@ -67,7 +67,7 @@ def test_the_soonest_domains_are_those_that_a_walk_through_time_finds(
     view = horizon(hall)
     expected = []
     for d in range(len(found)):
-        times = [NOW, *range(1, 200)]
+        times = [NOW, *range(200)]
         ready = next((t for t in times if room_by_hand(hall, d, t) >= nodes), None)
         if ready is not None:
             expected.append((float(ready), d))
@@ -90,7 +90,7 @@ def test_a_profile_rises_and_names_each_time_once() -> None:
     [
         (100.0, 0.0, 50.0, 100.0),
         (inf, 0.0, 50.0, inf),
-        (100.0, 0.0, 100.0, 100.0 + LEAST_S),
+        (100.0, 0.0, 100.0, 100.0),
         (100.0, 0.0, 170.0, 100.0 + 2 * LEAST_S),
         (10_000.0, 0.0, 10_001.0, 10_000.0 + OVERRUN * 10_000.0),
         (10_000.0, 0.0, 11_500.0, 10_000.0 + 2 * OVERRUN * 10_000.0),

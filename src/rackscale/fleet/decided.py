@@ -140,7 +140,7 @@ class Decisions:
 
     def _free(self, action: ev.Free) -> None:
         if action.booking in self._state.machines.calendar.bookings:
-            self._state.forget_booking(action.booking)
+            self._state.departures.forget_booking(action.booking)
 
     def _close(self, action: ev.Close) -> None:
         machines = self._state.machines
@@ -159,7 +159,7 @@ class Decisions:
         machines.calendar.maintenance.pop(why, None)
         machines.health.open(d, machines.mask(d, action.nodes), why)
         machines.refresh(d)
-        self._state.look_again(d)
+        self._state.departures.look_again(d)
 
 
 def _closure(reason: ev.Reason) -> str:

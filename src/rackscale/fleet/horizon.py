@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from math import ceil, inf
 from typing import Protocol
 
-NOW = 0.0
+NOW = -inf
 """Stands for "already"."""
 OVERRUN = 0.1
 """A gang that runs longer than expected is taken to need this share of the expected time more, again and again."""
@@ -95,6 +95,8 @@ class Horizon:
             self._notice()
         found = self._profiles.get(d)
         if found is None or (len(found) > 1 and found[1][0] < now_s):
+            if found is not None:
+                self._touched.add(d)  # every index has to hear of it
             found = self._profiles[d] = self._work_out(d, now_s)
         return found
 
@@ -137,12 +139,18 @@ class Horizon:
         order, at = index.order.get(area, []), 0
         while at < len(order):
             at_s, d = order[at]
-            if NOW < at_s < now_s:  # overran: look again, which moves it to a later place
-                self._profiles.pop(d, None)
-                index.put(area, d, self.when(d, nodes, now_s))
-                continue
+            if at_s > NOW and self._overran(d, now_s):  # somebody there did: look again, which can only move it later
+                later_s = self.when(d, nodes, now_s)
+                if later_s != at_s:
+                    index.put(area, d, later_s)
+                    continue
             yield order[at]
             at += 1
+
+    def _overran(self, d: int, now_s: float) -> bool:
+        """Whether what is known of domain d expected somebody to be gone who is still there."""
+        profile = self._profiles.get(d)
+        return profile is None or (len(profile) > 1 and profile[1][0] < now_s)
 
     def _refresh(self, nodes: int, now_s: float) -> Index:
         for other in [i for i in self._indices.values() if i.nodes != nodes]:

@@ -3,7 +3,8 @@
 The same events in the same order give the same state, byte for byte (`snapshot`). Events that speak of an attempt
 that is over are ignored, so an executor may report a thing twice. Everything that `decide` looks at is here.
 
-What people and hardware do is folded here, what is decided in `fleet/decided.py`.
+What happens to gangs is folded here, what people say of nodes in `fleet/departures.py`, what is decided in
+`fleet/decided.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from math import inf
 
 from rackscale import events as ev
 from rackscale.fleet.gangs import Ended, Gang, Status, Waiting, remaining_s
-from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.machines import Machines
 from rackscale.fleet.occupancy import Occupancy, mask_of
 from rackscale.fleet.queues import NOTHING, QueueTree
@@ -22,21 +22,22 @@ from rackscale.fleet.topology import Topology
 from rackscale.workload import Job, Policy, Queue
 
 HELD = (Status.STARTING, Status.RUNNING, Status.BROKEN, Status.LEAVING)
-AT_ONCE = -inf
+NEVER_YET = -inf
 
 
 class FleetState:
     """Occupancy and health by NVLink domain, gangs and their lives, policy and queues."""
 
-    def __init__(self) -> None:
-        from rackscale.fleet.decided import Decisions  # the two folds know each other
+    def __init__(self) -> None:  # noqa: PLR0915 - a state has as many fields as it has
+        from rackscale.fleet.decided import Decisions  # the folds know each other
+        from rackscale.fleet.departures import Departures
 
         self.now_s = 0.0
         self.wake_at_s: float | None = None
         """When time alone makes a new decision due."""
         self.retry_at_s: float | None = None
         """When gangs that still wait have room cleared and reserved for them again."""
-        self.decided_s = AT_ONCE
+        self.decided_s = NEVER_YET
         """When the last decision was."""
         self.dirty = False
         """Whether something happened since the last decision that a decision could answer."""
@@ -69,15 +70,14 @@ class FleetState:
         self.elastic: dict[str, None] = {}
         """Elastic gangs that hold nodes."""
         self.next_seq = 0
+        self.departures = Departures(self)
         self._fold: dict[type, Callable[..., None]] = {
-            ev.Announced: self._announced, ev.Delivered: self._delivered, ev.Extended: self._extended,
-            ev.Configured: self._configured, ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
-            ev.Drained: self._drained, ev.Undrained: self._undrained, ev.Planned: self._planned,
-            ev.Unplanned: self._unplanned, ev.Booked: self._booked, ev.Unbooked: self._unbooked,
+            ev.Announced: self._announced, ev.Delivered: self._delivered, ev.Configured: self._configured,
+            ev.Submitted: self._submitted, ev.Cancelled: self._cancelled,
             ev.NodeFailed: self._node_failed, ev.NodeRepaired: self._node_repaired,
             ev.GangRunning: self._gang_running, ev.Checkpointed: self._checkpointed,
             ev.Progressed: self._progressed, ev.GangEnded: self._gang_ended, ev.Ticked: self._noted,
-            ev.Decided: Decisions(self), ev.Forecast: self._noted,
+            ev.Decided: Decisions(self), ev.Forecast: self._noted, **self.departures.folds(),
         }  # fmt: skip
 
     @property
@@ -162,15 +162,6 @@ class FleetState:
                 self.machines.refresh(d)
         self.dirty = True
 
-    def _extended(self, event: ev.Extended) -> None:
-        for name in event.domains:
-            d = self.index[name]
-            self.machines.extend(d, event.expires_s)
-            self.look_again(d)
-            if event.expires_s is not None:
-                self._send(d, self.machines.health.full[d], event.expires_s, EXPIRED)
-        self.dirty = True
-
     def _configured(self, event: ev.Configured) -> None:
         self.policy = event.policy
         self.queues = {queue.name: queue for queue in event.queues}
@@ -242,100 +233,9 @@ class FleetState:
                 self.stopping[name] = None
         self.dirty = True
 
-    # -- people: nodes -----------------------------------------------------------------------------------------------
-
-    def _drained(self, event: ev.Drained) -> None:
-        d = self.index[event.domain]
-        mask = self.machines.mask(d, event.nodes)
-        self.machines.health.drain(d, mask, event.deadline_s)
-        self._health(d)
-        self._send(d, mask, AT_ONCE if event.deadline_s is None else event.deadline_s, "drain")
-
-    def _send(self, d: int, mask: int, by_s: float, why: str) -> None:
-        """Gangs on these nodes must have left by then; those that are told to leave earlier stay so."""
-        for books in (self.machines.gpu, self.machines.cpu):
-            for name, held in books.tenants.on[d].items():
-                if held & mask:
-                    self.evacuate(self.gangs[name], by_s, why)
-
-    def evacuate(self, gang: Gang, by_s: float, why: str) -> None:
-        if gang.status not in (Status.STARTING, Status.RUNNING):
-            return
-        tell_s = by_s - self.jobs[gang.job].durability.grace_s
-        if tell_s < self.evacuating.get(gang.name, (inf, ""))[0]:
-            self.evacuating[gang.name] = (tell_s, why)
-            self.tell_s = min(self.tell_s, tell_s)
-        self.dirty = True
-
-    def _undrained(self, event: ev.Undrained) -> None:
-        d = self.index[event.domain]
-        self.machines.health.undrain(d, self.machines.mask(d, event.nodes))
-        self._health(d)
-        self.look_again(d)
-
-    def look_again(self, d: int) -> None:
-        """Gangs of domain d that had to leave may stay, unless something else sends them away."""
-        for books in (self.machines.gpu, self.machines.cpu):
-            for name in books.tenants.on[d]:
-                if self.evacuating.pop(name, None) is not None:
-                    self.expect_departure(self.gangs[name])
-
-    def expect_departure(self, gang: Gang) -> None:
-        """When the gang must leave the nodes that it holds: they are drained, or go out of use."""
-        calendar, health = self.machines.calendar, self.machines.health
-        for d, mask in self.machines.masks(gang.binding):
-            by_s = health.leave_by_s(d, mask)
-            if by_s < inf:
-                self.evacuate(gang, by_s, "drain")
-            for window in calendar.on.get(d, ()):
-                if window.mask & mask:
-                    self.evacuate(gang, window.start_s, window.code)
-        booking = calendar.bookings.get(self.jobs[gang.job].booking or "")
-        if booking is not None:
-            self.evacuate(gang, booking.end_s, "booking-over")
-
-    def _planned(self, event: ev.Planned) -> None:
-        maintenance = event.maintenance
-        if maintenance.name in self.machines.calendar.maintenance:
-            return
-        self.machines.plan(maintenance)
-        d = self.index[maintenance.domain]
-        for window in self.machines.calendar.on.get(d, ()):
-            if window.name == maintenance.name:
-                self._send(d, window.mask, window.start_s, window.code)
-        self.dirty = True
-
-    def _unplanned(self, event: ev.Unplanned) -> None:
-        maintenance = self.machines.calendar.maintenance.get(event.maintenance)
-        if maintenance is not None:
-            self.machines.unplan(event.maintenance)
-            self.look_again(self.index[maintenance.domain])
-            self.dirty = True
-
-    def _booked(self, event: ev.Booked) -> None:
-        self.machines.calendar.bookings.setdefault(event.booking.name, event.booking)
-        self.dirty = True
-
-    def _unbooked(self, event: ev.Unbooked) -> None:
-        if event.booking in self.machines.calendar.bookings:
-            self.forget_booking(event.booking)
-            self.dirty = True
-
-    def forget_booking(self, name: str) -> None:
-        """The booking is over: its nodes are free, and what runs on them has to leave."""
-        calendar = self.machines.calendar
-        for d, mask in self.machines.masks(calendar.holding.pop(name, ())):
-            self.occupancy.unclaim(d, mask)
-            self.machines.horizon.touch(d)
-        self.reserved.pop(f"@{name}", None)
-        del calendar.bookings[name]
-        for gang in self.gangs.values():
-            if self.jobs[gang.job].booking == name:
-                self.evacuate(gang, AT_ONCE, "booking-over")
-
     # -- executors ---------------------------------------------------------------------------------------------------
 
-    def _health(self, d: int) -> None:
+    def health(self, d: int) -> None:
         self.machines.refresh(d)
         self.dirty = True
 
@@ -345,7 +245,7 @@ class FleetState:
         usual_s = policy.domain_repair_s if event.nodes is None else policy.node_repair_s
         back_s = self.now_s + (usual_s if event.repair_s is None else event.repair_s)
         self.machines.health.fail(d, mask, self.now_s, back_s, policy, count=event.nodes is not None)
-        self._health(d)
+        self.health(d)
         for books in (self.machines.gpu, self.machines.cpu):
             for name, held in books.tenants.on[d].items():
                 gang = self.gangs[name]
@@ -362,7 +262,7 @@ class FleetState:
     def _node_repaired(self, event: ev.NodeRepaired) -> None:
         d = self.index[event.domain]
         self.machines.health.repair(d, self.machines.mask(d, event.nodes))
-        self._health(d)
+        self.health(d)
 
     def _current(self, name: str, attempt: int) -> Gang | None:
         gang = self.gangs.get(name)
@@ -463,7 +363,7 @@ class FleetState:
         if job.elastic and job.offers:
             self.elastic[gang.name] = None
         if self.machines.calendar.on or job.booking is not None:
-            self.expect_departure(gang)
+            self.departures.expect(gang)
 
     def release(self, gang: Gang, *, checkpointed: bool = False) -> None:
         """The attempt is over, and its nodes are free."""

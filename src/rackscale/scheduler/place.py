@@ -271,9 +271,12 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
         free[d] = free.get(d, 0) | (mask & books.up[d] & ~books.held[d])
     for choice in ranked(state.topology, state.policy, job):
         offer = job.choices[choice]
-        if left_s < inf and left_s / offer.throughput > time_s:
+        stays_s = time_s if left_s == inf else left_s / offer.throughput
+        if stays_s > time_s:
             continue
-        found = _segments_in(cycle, job, free, offer)
+        until_s = cycle.now_s + job.durability.restart_s + stays_s
+        usable = {d: mask & ~calendar.busy(d, until_s) for d, mask in free.items()} if calendar.on else free
+        found = _segments_in(cycle, job, usable, offer)
         charge = Charge() if found is None or job.cpu_only else state.machines.charge(found)
         if found is not None and refused(cycle, gang, job, charge) is None:
             cycle.give(gang, charge)

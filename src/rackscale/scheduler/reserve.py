@@ -65,11 +65,9 @@ def reserve(cycle: Cycle) -> None:
         found = soonest(cycle, wanted, kept.ahead)
         if found is not None:
             kept.promise(BOOKING + name, 0, found, booking.shape, wanted.lasts_s)
-    if not cycle.due:
-        kept.stand()
     for gang in _first(cycle):
         job = state.jobs[gang.job]
-        best = None if gang.name in kept.names else earliest(cycle, gang, job, kept.ahead)
+        best = earliest(cycle, gang, job, kept.ahead)
         if best is not None:
             choice, found = best
             kept.promise(
@@ -93,20 +91,6 @@ class _Kept:
         self.cycle = cycle
         self.names: set[str] = set()
         self.ahead: Spans = {}
-
-    def stand(self) -> None:
-        """Between renewals, gangs keep what they were promised; newcomers are promised what is left."""
-        state = self.cycle.state
-        for name, reserve in state.reserved.items():
-            gang = state.gangs.get(name)
-            if gang is None or name in self.names or not _still_waits(self.cycle, name):
-                continue
-            self.names.add(name)
-            job, start_s = state.jobs[gang.job], max(reserve.start_s, self.cycle.now_s)
-            nodes = job.choices[reserve.choice].shape.nodes_held_per_segment
-            span = Span(start_s, start_s + _lasts_s(self.cycle, gang, job, reserve.choice), nodes)
-            for domain in reserve.domains:
-                self.ahead.setdefault(state.index[domain], []).append(span)
 
     def promise(self, name: str, choice: int, found: Found, shape: Shape, lasts_s: float) -> None:
         """Say it where it is news."""
@@ -132,23 +116,25 @@ class _Kept:
 def _first(cycle: Cycle) -> list[Gang]:
     """The first gangs in line for which there is no room, as many as get reservations.
 
-    When it is not due, those that have one keep it, and newcomers get what is left of the number.
+    When it is not due, only those that had one and those that have just come are looked at.
     """
-    state = cycle.state
+    state, order = cycle.state, cycle.order
     most = state.policy.reservations
     gone = {getattr(a, "gang", "") for a in cycle.actions if not isinstance(a, Unreserve)} | cycle.claimed
-    if not cycle.due:
-        most -= sum(name in state.gangs and name not in gone for name in state.reserved)
-    found: list[Gang] = []
-    if most <= 0:
-        return found
-    for _, name in _in_line(cycle):
-        if name in gone or (not cycle.due and name in state.reserved):
-            continue
-        found.append(state.gangs[name])
+    found: list[tuple[Key, str]] = []
+    for key, name in _in_line(cycle):
         if len(found) == most:
             break
-    return found
+        if name not in gone:
+            found.append((key, name))
+    if not cycle.due:
+        known = {name for _, name in found}
+        found += [
+            (order.of(state.gangs[name]), name)
+            for name in state.reserved
+            if name in state.gangs and name not in gone and name not in known
+        ]
+    return [state.gangs[name] for _, name in sorted(found)[:most]]
 
 
 def _in_line(cycle: Cycle) -> Iterator[tuple[Key, str]]:
