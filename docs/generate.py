@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import typer
 
 from rackscale import catalog, events, spec, workload
+from rackscale.capacity import ledger, placement, quality, waits
 from rackscale.cli import app as command_line
 from rackscale.programs import contract
+from rackscale.report import because
+from rackscale.scheduler import answers
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run it. -->"
@@ -118,6 +121,15 @@ def events_page() -> str:
     """Inputs, decisions and notes, with every action and reason."""
     doc = inspect.getdoc(events) or ""
     parts = ["# Events", doc.partition("\n\n")[2]]
+    parts += ["## Actions", "What a plan may say. Fields are under [records](#records)."]
+    actions = {record.name: record for record in records(events)}
+    names = [action.__name__ for action in get_args(events.Action)]
+    parts.append(
+        table(
+            ("action", "about", "meaning"),
+            [(f"[{n}](#{n.lower()})", _subject(actions[n]), actions[n].doc or MEANINGS[n]) for n in names],
+        )
+    )
     parts += ["## Reasons", "An action's reason has one of these codes."]
     parts.append(table(("code", "meaning"), [(code(c), meaning) for c, meaning in events.REASONS.items()]))
     parts.append("## Records")
@@ -129,16 +141,113 @@ def events_page() -> str:
     return "\n\n".join(parts)
 
 
+MEANINGS = {
+    "Start": "Start a waiting gang on these nodes.",
+    "Unclaim": "Give up the nodes held for a waiting gang; it tries again.",
+    "Unreserve": "The promise to a waiting gang no longer holds.",
+}
+"""Of actions without a docstring of their own."""
+
+
+def _subject(record: Record) -> str:
+    return record.fields[0][0]
+
+
+KNOWN = {
+    "fair_share_half_life_s": "assumed; Slurm's default",
+    "failures_per_gpu_hour": "measured on H100 (Llama 3: 1.97e-5); assumed of NVL72 racks",
+}
+"""Where a default of the policy comes from; all others are assumed."""
+
+
 def policy_page() -> str:
     by_name = {record.name: record for record in records(workload)}
     parts = [
         "# Policy and defaults",
-        "What the scheduler does when no document says otherwise. Every default is assumed, not measured.",
+        (
+            "What the scheduler does when no document says otherwise. Defaults are assumed, not measured, unless the "
+            "provenance says so: they are starting points for a site to change."
+        ),
     ]
-    for name in ("Policy", "Queue", "Durability"):
-        record = by_name[name]
-        parts += [f"## {name}", record.doc, fields_table(record)]
+    policy = by_name["Policy"]
+    assert KNOWN.keys() <= {name for name, *_ in policy.fields}
+    rows = [(code(n), t, d, KNOWN.get(n, "assumed"), doc) for n, t, d, doc in policy.fields]
+    parts += ["## Policy", policy.doc, table(("field", "type", "default", "provenance", "meaning"), rows)]
+    parts += ["## Queue", by_name["Queue"].doc, fields_table(by_name["Queue"])]
+    durability = by_name["Durability"]
+    parts += ["## Durability", f"{durability.doc} The defaults are assumed.", fields_table(durability)]
     return "\n\n".join(parts)
+
+
+def why_page() -> str:
+    """What `why` answers: obstacles, guards, ways out, and the JSON."""
+    parts = [
+        "# Why",
+        "What `rackscale why` answers, in words and with `--json`. Codes are stable.",
+        "## Obstacles",
+        (
+            "What keeps a gang waiting: `constraint`, and `code` of an obstacle. Each is named only where those that "
+            "are checked before it are out of the way: limits, then promises, maintenance, nearness and spares."
+        ),
+        table(("code", "meaning"), [(code(c), meaning) for c, meaning in answers.OBSTACLES.items()]),
+        "## Guards",
+        (
+            "Why a gang that holds nodes may not be preempted for the one that waits: keys of `guards` and "
+            "`forbidden_by`. There, `policy`, `not-its-turn` and `promised` have nothing to do with gangs."
+        ),
+        table(("code", "gangs that are"), [(code(c), meaning) for c, meaning in because.GUARDS.items()]),
+        "## Ways out",
+        "`kind` of an unblock: " + ", ".join(code(kind) for kind in get_args(answers.UnblockKind)) + ".",
+        "## Growth",
+        "Why an elastic gang does not grow.",
+        table(("code", "meaning"), [(code(c), meaning) for c, meaning in because.GROWTH.items()]),
+        "## JSON",
+        "A list of `Why`, one per gang of the job; of a domain or a node, one `WhyDomain`.",
+        *_described(answers),
+    ]
+    return "\n\n".join(parts)
+
+
+def quality_page() -> str:
+    """The JSON of `rackscale quality`, and the ledger's states."""
+    parts = [
+        "# Quality",
+        (
+            "What `rackscale quality --json` answers. What the metrics mean: "
+            "[how good the scheduling was](../explanation/quality.md)."
+        ),
+        *_described(quality, waits, placement, only=PUBLIC),
+        "## States of the ledger",
+        "At any instant every delivered GPU is in exactly one of these.",
+        table(("state", "the GPU"), _states()),
+        "## Badput",
+        "States that are badput, and the names of Google's ml-goodput-measurement.",
+        table(("state", "name"), [(code(s), code(name)) for s, name in quality.BADPUT.items()]),
+    ]
+    return "\n\n".join(parts)
+
+
+PUBLIC = ("Quality", "Share", "Wait", "Spread", "Span", "Badput", "Recovery")
+"""The records that the JSON is made of, from the outside in."""
+
+
+def _described(*modules: ModuleType, only: Sequence[str] = ()) -> Iterator[str]:
+    found = {record.name: record for module in modules for record in records(module)}
+    for name in only or found:
+        record = found[name]
+        yield f"### {name}"
+        if record.doc:
+            yield record.doc
+        yield fields_table(record)
+
+
+def _states() -> list[tuple[str, str]]:
+    """States with their meaning, from the ledger's docstring."""
+    doc = inspect.getdoc(ledger) or ""
+    lines = (line.split(None, 1) for line in doc.splitlines() if line.startswith("    "))
+    told = {name: meaning for name, meaning in lines if name in ledger.STATES}
+    assert tuple(told) == ledger.STATES
+    return [(code(name), meaning) for name, meaning in told.items()]
 
 
 def contract_page() -> str:
@@ -356,6 +465,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "documents.md": documents_page,
     "events.md": events_page,
     "policy.md": policy_page,
+    "quality.md": quality_page,
+    "why.md": why_page,
     "worker-contract.md": contract_page,
 }
 
