@@ -19,7 +19,8 @@ COLOURS = {
 }  # fmt: skip
 VERBS = {
     "START": "green", "RESTART": "cyan", "LEAVE": "magenta", "STOP": "magenta", "REQUEUE": "red", "CLEAR": "yellow",
-    "UNCLAIM": "yellow", "REFUSE": "red",
+    "UNCLAIM": "yellow", "REFUSE": "red", "MOVE": "magenta", "RESERVE": "blue", "UNRESERVE": "blue",
+    "HOLD": "yellow", "FREE": "green", "CLOSE": "red", "OPEN": "green",
 }  # fmt: skip
 DOMAINS_SHOWN = 40
 GANGS_SHOWN = 60

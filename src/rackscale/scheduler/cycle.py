@@ -59,6 +59,8 @@ class Cycle:
         self.actions: list[Action] = []
         self.order = Order(state, now_s)
         self.promises = Promises(state, self.order, now_s)
+        self.disturbed: set[int] = set()
+        """Those of them where a promise may be broken by it."""
         self.touched: set[int] = set()
         """Domains whose nodes were given away in this decision."""
         self.leaving: set[str] = set()
@@ -83,10 +85,17 @@ class Cycle:
     def hold(self, gang: Gang, binding: Binding, choice: int) -> None:
         machines, job = self.state.machines, self.state.jobs[gang.job]
         occupancy, until_s = machines.books(job).occupancy, self.ends_s(gang, choice)
+        behind = self.disturbed.copy()
         for d, mask in machines.masks(binding):
             occupancy.hold(d, mask)
             if not job.cpu_only:
                 self.gave(d, mask, until_s)
+        if self.state.reserved and not job.cpu_only:
+            # Who is behind a promise was kept from taking of it.
+            key, index = self.order.of(gang), self.state.index
+            self.disturbed = behind | {
+                d for d in (index[s.domain] for s in binding) if self.promises.has_after(key, d)
+            }
 
     def keep(self, binding: Binding, until_s: float) -> None:
         """Claim nodes in the what-if, for somebody who is expected to be gone by then."""
@@ -110,6 +119,7 @@ class Cycle:
         self.state.machines.horizon.touch(d)
         self.promises.changed(1 << d)
         self.touched.add(d)
+        self.disturbed.add(d)
 
     def depart(self, gang: Gang, binding: Binding) -> None:
         """The gang will soon hold no more than `binding`: its queue's guarantee counts that already."""

@@ -118,6 +118,10 @@ class Promises:
                 found |= domains & ~(slack[nodes - 1] if nodes <= len(slack) else 0)
         return found
 
+    def has_after(self, key: Key, d: int) -> bool:
+        """Whether something of domain d is promised to somebody behind this key."""
+        return any(promise.key > key and d in promise.nodes for promise in self.all())
+
     def kind(self, key: Key, until_s: float) -> Iterator[int]:
         """Sets of domains to leave alone where that costs a gang nothing, so that promises to those behind it hold.
 

@@ -84,7 +84,7 @@ def _stands(cycle: Cycle) -> bool:
     state, calendar = cycle.state, cycle.state.machines.calendar
     promises = cycle.promises.all()
     if len(promises) != len(state.reserved) or any(
-        cycle.touched & promise.nodes.keys() for promise in promises
+        cycle.disturbed & promise.nodes.keys() for promise in promises
     ):
         return False
     if any(
