@@ -36,10 +36,12 @@ from rackscale.twin import TwinExecutor
 from rackscale.workload import Job, Policy, Shape
 
 SHAPE = Shape(segments=4, nodes_per_segment=16)
+POLICY = Policy(defragment="on")
+"""All of it is on: quotas with borrowing and reclaim, fair share, reservations, backfill, spares, defragmentation."""
 APART = 25
 """Cycles of the twin between two samples."""
-LOAD = 1.0
-"""As much work as the fleet can give: somebody always waits, so that no four domains are free for long."""
+LOAD = 1.15
+"""More work than the fleet can give: somebody always waits, so that no four domains are free for long."""
 CASES = ("fits", "waits", "clears", "denied")
 
 
@@ -50,7 +52,10 @@ class Fleet:
         domains = mix.fleet(nodes * 4)
         self.twin = TwinExecutor(
             seed=seed, submissions=mix.load(len(domains), seed=seed, end_s=1e9, share=load), failures=Failures(),
-            inputs=(Configured(at_s=0.0, policy=Policy()), Delivered(at_s=0.0, domains=domains)),
+            inputs=(
+                Configured(at_s=0.0, policy=POLICY, queues=mix.queues(len(domains))),
+                Delivered(at_s=0.0, domains=domains),
+            ),
         )  # fmt: skip
         self.state = FleetState()
         self.controller = Controller(self.state, self.twin)
@@ -62,7 +67,11 @@ class Fleet:
     def ask(self, priority: str, *, make_room: bool = False) -> tuple[str, float, float]:
         """(case, wall seconds, CPU seconds) of one decision about one gang. The fleet is afterwards as before."""
         state = self.state
-        job = Job(name=f"asks-{next(self.names)}", kind="training", shape=SHAPE, priority=priority)
+        queue = "foundation" if priority == "production" else "platform"
+        job = Job(
+            name=f"asks-{next(self.names)}", kind="training", shape=SHAPE, priority=priority, queue=queue,
+            user="asker", duration_s=6 * 3600.0,
+        )  # fmt: skip
         left = self._leaver() if make_room else None
         if left is not None:
             self._move(left, away=True)

@@ -31,8 +31,6 @@ from rackscale.workload import Durability, Job, Level, Nearness, Offer, Policy, 
 from tests.against.cpsat import Box, Law, Less, Tenant
 
 T = TypeVar("T")
-FULL = True
-"""Whether own spares, nearness, quotas and elastic gangs are asked for."""
 NOW_S = 10_000.0
 MIN_RUNTIME_S = 500.0
 GUARDED = ("a", "b")
@@ -115,20 +113,18 @@ def shape(pick: Pick) -> Shape:
         segments=pick((1, 1, 2, 2, 3)),
         nodes_per_segment=pick((1, 2, 3, 4)),
         may_share_domain=pick((False, False, True)),
-        spares_per_segment=pick((0, 0, 0, 1)) if FULL else 0,
+        spares_per_segment=pick((0, 0, 0, 1)),
     )
 
 
 def nearness(pick: Pick) -> Nearness:
     levels: tuple[Level | None, ...] = (None, None, None, "leaf", "spine")
     within, spread = pick(levels), pick(levels)
-    if not FULL:
-        return Nearness()
     return Nearness(within=within) if within is not None else Nearness(spread=spread)
 
 
 def queues(pick: Pick) -> tuple[Queue, ...]:
-    quotas = (None, None, 2, 4, 8) if FULL else (None,)
+    quotas = (None, None, 2, 4, 8)
     return tuple(
         Queue(name=name, quota_gpus=pick(quotas), max_evictions_per_day=pick((None, None, 0, 1, 2)))
         for name in GUARDED
@@ -145,7 +141,7 @@ def busy(pick: Pick, *, most_gangs: int = 10, elastic: bool = False, guarded: bo
     state.fold(Delivered(at_s=0.0, domains=specs))
     instance = Instance(state, pick, [0] * len(specs), [0] * len(specs), queues=some)
     for number in range(pick(range(most_gangs + 1))):
-        _settle(instance, f"t{number}", elastic=elastic and FULL)
+        _settle(instance, f"t{number}", elastic=elastic)
     for d, spec in enumerate(specs):
         if instance.held[d] < spec.nodes and pick((True, False, False)):
             state.fold(NodeFailed(at_s=NOW_S, domain=spec.name, nodes=(spec.nodes - 1,)))

@@ -19,8 +19,6 @@ from rackscale.workload import (
     Shape,
 )
 
-FULL = False
-"""Whether the whole vocabulary is used, or only what was there before queues, bookings and reservations."""
 PRIORITIES = {"production": 300, "high": 200, "normal": 100, "low": 0}
 USERS = ("ann", "bob")
 T0_S = 1_000_000.0
@@ -40,7 +38,7 @@ def fleets(draw: st.DrawFn, first: int = 0) -> tuple[DomainSpec, ...]:
     for c in range(draw(st.integers(1, 2))):
         nodes, spares = draw(st.sampled_from([2, 4, 4, 5, 6])), draw(st.sampled_from([0, 0, 1]))
         for i in range(draw(st.integers(1, 4))):
-            leaf = i // 2 if FULL else 0
+            leaf = i // 2
             found.append(
                 DomainSpec(
                     name=f"c{c}/us-{first + i:03}", system=f"s{c}", nodes=nodes, gpus_per_node=4, cluster=f"c{c}",
@@ -50,15 +48,7 @@ def fleets(draw: st.DrawFn, first: int = 0) -> tuple[DomainSpec, ...]:
     return tuple(found)
 
 
-plain_policies = st.builds(
-    Policy,
-    priorities=st.just(PRIORITIES),
-    preemption=mostly,
-    min_runtime_s=st.sampled_from([0.0, 60.0, 300.0]),
-    max_evictions_per_day=st.sampled_from([4, 2, 1, 0]),
-    preemption_retry_s=st.sampled_from([10.0, 60.0]),
-)
-full_policies = st.builds(
+policies = st.builds(
     Policy,
     priorities=st.just(PRIORITIES),
     decision_interval_s=st.sampled_from([0.0, 0.0, 0.0, 30.0]),
@@ -76,7 +66,6 @@ full_policies = st.builds(
     spares=st.sampled_from(["fixed", "fixed", "none", "adaptive"]),
     lemon_failures=st.sampled_from([None, 2, 3]),
 )
-policies = full_policies if FULL else plain_policies
 limits = st.sampled_from([None, None, None, 0, 1, 2])
 
 
@@ -98,7 +87,7 @@ def queues(draw: st.DrawFn) -> tuple[Queue, ...]:
             "max_gangs": draw(st.sampled_from([None, None, None, 2, 4])),
             "max_gangs_per_user": draw(limits),
             "max_gpus_per_user": draw(st.sampled_from([None, None, None, 8, 16])),
-        } if FULL else {}  # fmt: skip
+        }  # fmt: skip
         if draw(mostly):
             found.append(Queue(**plain, **full))  # type: ignore[arg-type]
     return tuple(found)
@@ -110,7 +99,7 @@ def shapes(*, own_spares: bool = True) -> st.SearchStrategy[Shape]:
         segments=st.sampled_from([1, 1, 1, 2, 3]),
         nodes_per_segment=st.sampled_from([1, 2, 2, 3, 4]),
         may_share_domain=rarely,
-        spares_per_segment=st.sampled_from([0, 0, 0, 1] if FULL and own_spares else [0]),
+        spares_per_segment=st.sampled_from([0, 0, 0, 1] if own_spares else [0]),
     )
 
 
@@ -129,9 +118,9 @@ def nearnesses(draw: st.DrawFn, *, service: bool) -> Nearness:
 def jobs(draw: st.DrawFn, name: str, booking: str | None = None) -> Job:
     kind: JobKind = draw(st.sampled_from(["training", "training", "batch", "service"]))
     shape = draw(shapes())
-    cpu_only = FULL and booking is None and draw(st.integers(0, 9)) == 0
+    cpu_only = booking is None and draw(st.integers(0, 9)) == 0
     offers: tuple[Offer, ...] = ()
-    if FULL and not cpu_only and draw(rarely):
+    if not cpu_only and draw(rarely):
         thin = st.builds(Offer, shape=shapes(), throughput=st.sampled_from([0.5, 0.8, 2.0]))
         offers = tuple(draw(st.lists(thin, min_size=1, max_size=2)))
     return Job(
@@ -142,11 +131,11 @@ def jobs(draw: st.DrawFn, name: str, booking: str | None = None) -> Job:
         queue=draw(st.sampled_from(("default", "research", "batch"))),
         priority=draw(st.sampled_from(list(PRIORITIES))),
         preemptible=draw(mostly),
-        user=draw(st.sampled_from(USERS)) if FULL else "",
+        user=draw(st.sampled_from(USERS)),
         cluster=draw(st.sampled_from([None, None, None, "c0", "c1"])),
         offers=offers,
         elastic=bool(offers) and draw(mostly),
-        nearness=draw(nearnesses(service=kind == "service")) if FULL and draw(rarely) else Nearness(),
+        nearness=draw(nearnesses(service=kind == "service")) if draw(rarely) else Nearness(),
         cpu_only=cpu_only,
         booking=booking,
         duration_s=draw(lasting) if kind != "service" else None,

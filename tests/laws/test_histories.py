@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from rackscale import events as ev
 from rackscale.capacity.ledger import Ledger
@@ -25,7 +25,6 @@ AT_ONCE = 40
 ROUNDS = 60
 """Rounds in which everything that waits must get its turn once nothing is in its way."""
 HARD = int(os.environ.get("LAWS_EXAMPLES", "0"))
-full = precondition(lambda _self: some.FULL)
 
 
 class Histories(RuleBasedStateMachine):
@@ -99,7 +98,7 @@ class Histories(RuleBasedStateMachine):
         )
 
     def policies(self) -> st.SearchStrategy[Policy]:
-        return some.full_policies if some.FULL else some.plain_policies
+        return some.policies
 
     def submissions(self, data: st.DataObject) -> list[ev.Submitted]:
         found = []
@@ -136,7 +135,7 @@ class Histories(RuleBasedStateMachine):
     @rule(seconds=times, saves_every_s=st.sampled_from([None, None, 100.0]))
     def all_run(self, seconds: float, saves_every_s: float | None) -> None:
         """Everything that was started does productive work, and time passes."""
-        every_s = saves_every_s if some.FULL else None
+        every_s = saves_every_s
         self.happen(
             *(
                 ev.GangRunning(at_s=self.now_s, gang=life.name, attempt=life.attempt, saves_every_s=every_s)
@@ -214,42 +213,36 @@ class Histories(RuleBasedStateMachine):
 
     # -- what is planned ---------------------------------------------------------------------------------------------
 
-    @full
     @rule(number=small, in_s=st.sampled_from([10.0, 500.0, 50_000.0]), whole=mostly)
     def drain_by(self, number: int, in_s: float, whole: bool) -> None:
         spec = self.spec(number)
         nodes = None if whole else (number // 7 % spec.nodes,)
         self.happen(ev.Drained(at_s=self.now_s, domain=spec.name, nodes=nodes, deadline_s=self.now_s + in_s))
 
-    @full
     @rule(number=small, data=st.data())
     def plan_maintenance(self, number: int, data: st.DataObject) -> None:
         self.names += 1
         made = data.draw(some.maintenances(f"m{self.names}", self.spec(number), self.now_s))
         self.happen(ev.Planned(at_s=self.now_s, maintenance=made))
 
-    @full
     @rule(number=small)
     def unplan(self, number: int) -> None:
         names = sorted(self.facts.maintenance)
         if names:
             self.happen(ev.Unplanned(at_s=self.now_s, maintenance=names[number % len(names)]))
 
-    @full
     @rule(data=st.data())
     def book(self, data: st.DataObject) -> None:
         self.names += 1
         made = data.draw(some.bookings(f"b{self.names}", self.now_s))
         self.happen(ev.Booked(at_s=self.now_s, booking=made))
 
-    @full
     @rule(number=small)
     def unbook(self, number: int) -> None:
         names = sorted(self.facts.bookings)
         if names:
             self.happen(ev.Unbooked(at_s=self.now_s, booking=names[number % len(names)]))
 
-    @full
     @rule(in_s=st.sampled_from([-100.0, 100.0, 5000.0]), data=st.data())
     def announce(self, in_s: float, data: st.DataObject) -> None:
         """New domains, or those announced before: they are late, or early."""
@@ -259,14 +252,12 @@ class Histories(RuleBasedStateMachine):
         if new:
             self.happen(ev.Announced(at_s=self.now_s, ready_s=self.now_s + in_s, domains=known))
 
-    @full
     @rule()
     def deliver(self) -> None:
         domains = tuple(self.facts.specs[name] for name in self.facts.absent)
         if domains:
             self.happen(ev.Delivered(at_s=self.now_s, domains=domains))
 
-    @full
     @rule(number=small, in_s=st.sampled_from([None, 20.0, 700.0, 30_000.0]))
     def extend(self, number: int, in_s: float | None) -> None:
         expires_s = None if in_s is None else self.now_s + in_s
@@ -312,11 +303,9 @@ class Histories(RuleBasedStateMachine):
         self.batch += [ev.Configured(at_s=now_s, policy=Policy(priorities=some.PRIORITIES))]
         self.batch += [ev.Unplanned(at_s=now_s, maintenance=name) for name in self.facts.maintenance]
         self.batch += [ev.Unbooked(at_s=now_s, booking=name) for name in self.facts.bookings]
-        if some.FULL:
-            self.batch += [
-                ev.Delivered(at_s=now_s, domains=tuple(map(self.facts.specs.__getitem__, self.facts.absent)))
-            ]
-            self.batch += [ev.Extended(at_s=now_s, domains=tuple(every), expires_s=None)]
+        absent = tuple(map(self.facts.specs.__getitem__, self.facts.absent))
+        self.batch += [ev.Delivered(at_s=now_s, domains=absent)]
+        self.batch += [ev.Extended(at_s=now_s, domains=tuple(every), expires_s=None)]
         for name in every:
             self.batch += [ev.NodeRepaired(at_s=now_s, domain=name), ev.Undrained(at_s=now_s, domain=name)]
         self.happen()

@@ -80,7 +80,7 @@ def test_a_larger_gain_may_be_asked_for() -> None:
     [{"preemptible": False}, {"durability": replace(SAVES, restart_s=500.0)}],
 )
 def test_gangs_that_may_not_be_interrupted_stay(more: dict[str, object]) -> None:
-    assert not moves(split(**more).submit(job("wide", 8), at_s=100.0))
+    assert not moves(split(**more).submit(job("wide", 8), at_s=100.0))  # type: ignore[arg-type]
 
 
 def test_gangs_of_higher_priority_than_the_one_that_waits_stay() -> None:

@@ -35,7 +35,7 @@ def small(policy: Policy = QUICK, **more: object) -> World:
     """An elastic gang that had to start with 4 nodes, and a domain that is empty again."""
     world = World(domain(0), policy=policy)
     world.submit(job("fills", 13))
-    world.submit(elastic("e", 4, 8, 16, **more))
+    world.submit(elastic("e", 4, 8, 16, **more))  # type: ignore[arg-type]
     assert len(world.gang("e").binding[0].nodes) == 4
     world.end("fills")
     return world
@@ -123,7 +123,7 @@ def test_nobody_else_takes_what_a_growing_gang_was_given_under_the_limit() -> No
 
 def full(*, policy: Policy = QUICK, **more: object) -> World:
     world = World(domain(0), policy=policy)
-    world.submit(elastic("e", 4, 8, 16, **more))
+    world.submit(elastic("e", 4, 8, 16, **more))  # type: ignore[arg-type]
     assert len(world.gang("e").binding[0].nodes) == 16
     return world
 

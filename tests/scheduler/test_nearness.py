@@ -20,7 +20,7 @@ def world(count: int = 8, *, leaf: int = 2, spine: int = 2, **policy: object) ->
 
 
 def near(name: str, segments: int, *, priority: str = "normal", **more: Level) -> Job:
-    return replace(job(name, 4, segments, priority=priority), nearness=Nearness(**more))
+    return replace(job(name, 4, segments, priority=priority), nearness=Nearness(**more))  # type: ignore[arg-type]
 
 
 def service(replicas: int, level: Level, *, required: bool, nodes: int = 2, priority: str = "normal") -> Job:

@@ -338,9 +338,9 @@ def test_nobody_starts_later_than_he_was_promised_once_he_was_first_in_line(
         due = [entry for entry in agenda if entry[0] == at_s]
         agenda = [entry for entry in agenda if entry[0] > at_s]
         events: list[Input] = []
-        for _, _, what, one in due:
-            if one is not None:
-                events.append(Submitted(at_s=at_s, job=one))
+        for _, _, what, coming in due:
+            if coming is not None:
+                events.append(Submitted(at_s=at_s, job=coming))
             else:
                 events.append(GangEnded(at_s=at_s, gang=what, attempt=1, outcome="finished"))
         actions = found.cycle(*events)

@@ -28,7 +28,7 @@ from rackscale.events import (
 )
 from rackscale.fleet.gangs import Status
 from rackscale.fleet.state import FleetState
-from rackscale.workload import Durability, Job, JobKind, Policy, Program, Shape
+from rackscale.workload import Durability, Job, JobKind, Offer, Policy, Program, Shape
 from tests.worlds.stages import Stage
 
 WORK = Path(__file__).with_name("work.py")
@@ -78,9 +78,12 @@ def fleet(domains: int, nodes: int, *, spares: int = 0) -> tuple[DomainSpec, ...
 def job(
     name: str, nodes: int = 1, segments: int = 1, *, work_s: float = 1.0, hold: int = 1, leave_s: float = 0.0,
     kind: JobKind = "training", replicas: int = 1, priority: str = "normal", penalty_gpu_h: float = 0.0,
-    max_restarts: int = 0,
+    max_restarts: int = 0, fewer: tuple[int, ...] = (),
 ) -> Job:  # fmt: skip
-    """`work_s` of work in all, kept every 0.2 s; `hold`: a real one does not finish before that attempt."""
+    """`work_s` of work in all, kept every 0.2 s; `hold`: a real one does not finish before that attempt.
+
+    `fewer`: numbers of segments that it could go on with too, at as much less throughput.
+    """
     serve = " --serve" if kind == "service" else ""
     durability = Durability(
         checkpoint_interval_s=0.2,
@@ -92,7 +95,10 @@ def job(
     return Job(
         name=name, kind=kind, shape=Shape(segments=segments, nodes_per_segment=nodes), replicas=replicas,
         priority=priority, eviction_penalty_gpu_h=penalty_gpu_h, durability=durability,
-        duration_s=None if kind == "service" else work_s,
+        duration_s=None if kind == "service" else work_s, elastic=bool(fewer),
+        offers=tuple(
+            Offer(shape=Shape(segments=count, nodes_per_segment=nodes), throughput=count / segments) for count in fewer
+        ),
         program=Program(run=f"exec python {WORK} {work_s} --hold {hold} --leave {leave_s}{serve}"),
     )  # fmt: skip
 
@@ -204,8 +210,11 @@ def check_laws(state: FleetState) -> None:
     """A gang is whole, a segment lies inside one domain, and no node is held twice."""
     taken = set[tuple[str, int]]()
     for gang in state.gangs.values():
-        shape = state.jobs[gang.job].shape
-        for binding in filter(None, (gang.binding, gang.claim)):
+        choices = state.jobs[gang.job].choices
+        for binding, choice in ((gang.binding, gang.choice), (gang.claim, gang.claim_choice)):
+            if not binding:
+                continue
+            shape = choices[choice].shape
             assert [len(set(s.nodes)) for s in binding] == [shape.nodes_per_segment] * shape.segments
             assert len({s.domain for s in binding}) == shape.segments
         for node in ((s.domain, node) for s in gang.binding for node in s.nodes):

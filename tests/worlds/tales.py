@@ -197,4 +197,24 @@ SERVICE = World(
     outcomes={"chat/0": "cancelled after 2", "chat/1": "cancelled after 1"},
 )
 
-WORLDS = (WHOLE, TURNS, SPARE, MOVED, REPAIRED, CLEARED, DRAINED, CANCELLED, FAILED, SERVICE)
+ELASTIC = World(
+    name="an elastic gang shrinks for production and grows again",
+    fleet=fleet(2, 2),
+    policy=POLICY,
+    moments=(
+        Moment(at_once, Submit(jobs=(job("wide", 2, 2, work_s=3.0, hold=3, fewer=(1,)),))),
+        Moment(saved("wide"), Submit(jobs=(job("prod", 2, hold=1, priority="production"),))),
+    ),
+    decisions=(
+        "start wide on us-000:0,1 us-001:0,1 (fits)",
+        "claim prod on us-000:0,1 (cleared-domain)",
+        "move wide on us-001:0,1 for prod (shrunk-for)",
+        "start prod on us-000:0,1 (claim-complete)",
+        "start wide on us-001:0,1 (claim-complete)",
+        "move wide on us-001:0,1 us-000:0,1 (grown)",
+        "start wide on us-001:0,1 us-000:0,1 (claim-complete)",
+    ),
+    outcomes={"prod": "finished after 1", "wide": "finished after 3"},
+)
+
+WORLDS = (WHOLE, TURNS, SPARE, MOVED, REPAIRED, CLEARED, DRAINED, CANCELLED, FAILED, SERVICE, ELASTIC)

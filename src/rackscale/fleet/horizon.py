@@ -139,7 +139,9 @@ class Horizon:
         order, at = index.order.get(area, []), 0
         while at < len(order):
             at_s, d = order[at]
-            if at_s > NOW and self._overran(d, now_s):  # somebody there did: look again, which can only move it later
+            if at_s > NOW and self._overran(
+                d, now_s
+            ):  # somebody there did: look again, which can only move it later
                 later_s = self.when(d, nodes, now_s)
                 if later_s != at_s:
                     index.put(area, d, later_s)

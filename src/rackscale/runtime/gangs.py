@@ -40,7 +40,7 @@ class GangExecutor:
         self._site = site.resolve()
         self._root = self._site / ".rackscale"
         self._state = FleetState()
-        self._met = 0
+        self._met: set[int] = set()
         """Domains that the launcher knows."""
         self._gangs: dict[str, Supervisor] = {}
         self._strays: list[Supervisor] = []
@@ -70,7 +70,7 @@ class GangExecutor:
             match action:
                 case ev.Start() | ev.Restart():
                     self._begin(self._state.gangs[action.gang])
-                case ev.Preempt() | ev.Stop():
+                case ev.Preempt() | ev.Move() | ev.Stop():
                     if (supervisor := self._gangs.get(action.gang)) is not None:
                         supervisor.leave(action.grace_s, now_s)
                 case ev.Requeue():
@@ -110,9 +110,11 @@ class GangExecutor:
 
     def _meet(self) -> None:
         """Tell the launcher of domains that were delivered since."""
-        if new := self._state.domains[self._met :]:
+        absent = self._state.machines.health.absent
+        found = [d for d in range(len(absent)) if d not in self._met and not absent[d]]
+        if new := [self._state.domains[d] for d in found]:
             self._launcher.add_domains(new)
-            self._met += len(new)
+            self._met.update(found)
 
     def _begin(self, gang: Gang) -> None:
         """Start the present attempt of a gang, once the attempt before it is gone."""
@@ -160,13 +162,14 @@ class GangExecutor:
         assert gang.started_s is not None
         nodes = [NodeRef(segment.domain, node) for segment in gang.binding for node in segment.nodes]
         gpus = self._state.domains[self._state.index[nodes[0].domain]].gpus_per_node
+        ranks = program.ranks_per_node or (1 if job.cpu_only else gpus)
         shared = {kind: self._root / kind / job.name for kind in ("checkpoints", "outputs")}
         for path in shared.values():
             path.mkdir(parents=True, exist_ok=True)
         return [
             InstanceSpec(
                 gang=gang.name, job=job.name, attempt=gang.attempt, started_s=gang.started_s, node_rank=rank,
-                nodes=len(nodes), ranks_per_node=program.ranks_per_node or gpus, domain=node.domain, node=node.node,
+                nodes=len(nodes), ranks_per_node=ranks, domain=node.domain, node=node.node,
                 run=program.run, setup=program.setup, envs=program.envs, grace_s=job.durability.grace_s,
                 workdir=str(self._site / (program.workdir or "")), folder=str(folder),
                 checkpoint_dir=str(shared["checkpoints"]), output_dir=str(shared["outputs"]),

@@ -32,8 +32,9 @@ def overdue(state: FleetState, now_s: float) -> list[Action]:
         code = window.code
         reason = Reason(code=code, window=None if code == EXPIRED else window.name)
         found.append(Close(domain=state.domains[window.d].name, nodes=nodes, reason=reason))
-    for (name, d), window in calendar.open.items():
+    for window in sorted(calendar.open.values()):
         if window.end_s <= now_s:
+            name, d = window.name, window.d
             nodes = None if window.mask == health.full[d] else tuple(members(window.mask))
             found.append(
                 Open(

@@ -174,6 +174,7 @@ def _open(cycle: Cycle, gang: Gang, found: Opening) -> None:
     state = cycle.state
     job = state.jobs[gang.job]
     choice = ranked(state.topology, state.policy, job)[0]
+    cycle.actions = [a for a in cycle.actions if not (isinstance(a, Reserve) and a.gang == gang.name)]
     cycle.give(gang, state.machines.charge((found.segment,)))
     cycle.claim(gang, (found.segment,), Reason(code="cleared-domain", domain=found.segment.domain), choice)
     for moved in found.moves:

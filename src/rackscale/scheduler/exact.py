@@ -11,8 +11,8 @@ from rackscale.scheduler.fit import bind, place
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Victim
 
-MOST = 10
-"""Gangs of which every set is tried, at most: 1,024 sets."""
+MOST = 8
+"""Gangs of which every set is tried, at most: 255 sets."""
 
 Pick = Callable[[Iterable[Victim], Taker], str | None]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from math import inf
 from typing import NamedTuple
 
-from rackscale.events import Reason, Reserve, Segment, Unreserve
+from rackscale.events import Hold, Reason, Reserve, Segment, Unreserve
 from rackscale.fleet.gangs import Gang
 from rackscale.fleet.horizon import NOW
 from rackscale.fleet.queues import Charge
@@ -54,6 +54,8 @@ def reserve(cycle: Cycle) -> None:
     """Renew the reservations of bookings and of the first gangs in line."""
     state = cycle.state
     calendar = state.machines.calendar
+    if not cycle.due and _stands(cycle):
+        return
     kept = _Kept(cycle)
     for name, booking in calendar.bookings.items():
         if name in calendar.holding or any(getattr(a, "booking", "") == name for a in cycle.actions):
@@ -75,6 +77,31 @@ def reserve(cycle: Cycle) -> None:
             )
     for name in [name for name in state.reserved if name not in kept.names and _still_waits(cycle, name)]:
         cycle.actions.append(Unreserve(gang=name, reason=Reason(code="no-longer-reserved")))
+
+
+def _stands(cycle: Cycle) -> bool:
+    """Whether all that is promised may stay as it is: nobody took of it, and nobody has come who goes before."""
+    state, calendar = cycle.state, cycle.state.machines.calendar
+    promises = cycle.promises.all()
+    if len(promises) != len(state.reserved) or any(
+        cycle.touched & promise.nodes.keys() for promise in promises
+    ):
+        return False
+    if any(
+        name not in calendar.holding and BOOKING + name not in state.reserved for name in calendar.bookings
+    ):
+        return False
+    if any(isinstance(a, Hold) for a in cycle.actions):
+        return False
+    most = state.policy.reservations
+    gone = {getattr(a, "gang", "") for a in cycle.actions}
+    newcomer = next(
+        (key for key, name in _in_line(cycle) if name not in gone and name not in state.reserved), None
+    )
+    if newcomer is None or not most:
+        return True
+    keys = [promise.key for promise in promises if not promise.name.startswith(BOOKING)]
+    return len(keys) >= most and newcomer > keys[-1]
 
 
 def _still_waits(cycle: Cycle, name: str) -> bool:
