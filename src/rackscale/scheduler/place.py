@@ -99,7 +99,7 @@ def _try(cycle: Cycle, key: Key, cls: WaitClass, at: int, unfit: set[tuple[objec
         found = find(cycle, key, cls, job, offer)
         if found is None:
             continue
-        if _start(cycle, gang, choice, found):
+        if _start(cycle, gang, cls, choice, found):
             return None
         limits += 1
     if limits == len(choices):
@@ -157,13 +157,11 @@ def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Cl
     state, shape = cycle.state, offer.shape
     machines = state.machines
     if job.cpu_only:
-        return Closed(_cpu_avoid(cycle, job))
+        return Closed(_cpu_avoid(cycle, cls, job, offer))
     shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
-        stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
-        until_s = cycle.now_s + stays_s
-        assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
+        until_s, assumed_s = stays_until(cycle, cls, job, offer)
         shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
         promised = cycle.promises.closed(key, until_s, nodes)
     near = job.nearness
@@ -179,13 +177,17 @@ def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Plac
     return place(cycle.state, offer, job, books=books, avoid=shut | promised, shun=others)
 
 
-def _cpu_avoid(cycle: Cycle, job: Job) -> int:
-    calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
-    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
-    last_s = cycle.now_s + job.durability.restart_s + lasts_s
-    shape = job.shape
+def stays_until(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[float, float]:
+    """Until when a gang that starts now is expected to stay, and what is assumed where nobody knows."""
+    until_s = cycle.now_s + job.durability.restart_s + cls.lasts_s / offer.throughput
+    return until_s, until_s if until_s < inf else cycle.now_s + cycle.state.policy.assumed_duration_s
+
+
+def _cpu_avoid(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> int:
+    machines, shape = cycle.state.machines, offer.shape
+    _, assumed_s = stays_until(cycle, cls, job, offer)
     nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
-    return calendar.shut(last_s, last_s, nodes, occupancy)
+    return machines.calendar.shut(assumed_s, assumed_s, nodes, machines.cpu.occupancy)
 
 
 def siblings(cycle: Cycle, job: Job) -> int:
@@ -204,17 +206,17 @@ def siblings(cycle: Cycle, job: Job) -> int:
     return found
 
 
-def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
+def _start(cycle: Cycle, gang: Gang, cls: WaitClass, choice: int, found: Placement) -> bool:
     """Start the gang there; False if that would cost its queue more than it may have."""
     state = cycle.state
     job = state.jobs[gang.job]
     offer = job.choices[choice]
+    forbidden = _forbidden(cycle, cls, job, offer, found)
     if job.cpu_only:
-        forbidden = _forbidden(cycle, job, offer, found)
         binding = bind(state, found, offer.shape, books=state.machines.cpu.occupancy, forbidden=forbidden)
         cycle.give(gang, Charge())
     else:
-        binding = bind(state, found, offer.shape, forbidden=_forbidden(cycle, job, offer, found))
+        binding = bind(state, found, offer.shape, forbidden=forbidden)
         if state.tree.limited or state.tree.guaranteed:
             charge = state.machines.charge(binding)
             if refused(cycle, gang, job, charge) is not None:
@@ -227,14 +229,15 @@ def _start(cycle: Cycle, gang: Gang, choice: int, found: Placement) -> bool:
     return True
 
 
-def _forbidden(cycle: Cycle, job: Job, offer: Offer, found: Placement) -> dict[int, int]:
-    """Nodes that go out of use before the gang is expected to end."""
+def _forbidden(
+    cycle: Cycle, cls: WaitClass, job: Job, offer: Offer, found: Placement
+) -> dict[int, int]:
+    """Nodes that go out of use while the gang is expected to stay: what `closed` counted on is not among them."""
     calendar = cycle.state.machines.calendar
     if not calendar.on:
         return {}
-    lasts_s = cycle.state.policy.assumed_duration_s if job.duration_s is None else job.duration_s
-    until_s = cycle.now_s + job.durability.restart_s + lasts_s / offer.throughput
-    return {d: calendar.busy(d, until_s) for d in found.domains}
+    _, assumed_s = stays_until(cycle, cls, job, offer)
+    return {d: calendar.busy(d, assumed_s) for d in found.domains}
 
 
 def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
