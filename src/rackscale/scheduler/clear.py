@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import inf
 
 from rackscale.events import Reason
 from rackscale.fleet.gangs import Gang
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.order import Key
-from rackscale.scheduler.place import least_charge, refused, siblings
+from rackscale.scheduler.place import least_charge, refused, siblings, stays_until
 from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Clearing
@@ -73,9 +72,7 @@ def clearing_for(
             continue
         closed = 0
         if calendar.coming or state.reserved:
-            stays_s = job.durability.restart_s + blocked.cls.lasts_s / offer.throughput
-            until_s = cycle.now_s + stays_s
-            assumed_s = cycle.now_s + (stays_s if stays_s < inf else state.policy.assumed_duration_s)
+            until_s, assumed_s = stays_until(cycle, blocked.cls, job, offer)
             closed = calendar.shut(until_s, assumed_s, 1 << 30, state.occupancy)
             closed |= cycle.promises.closed(key, until_s, 1 << 30)
         if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":

@@ -167,7 +167,7 @@ def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Cl
     shut = promised = 0
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
-        until_s, assumed_s = _stays(cycle, cls, job, offer)
+        until_s, assumed_s = stays_until(cycle, cls, job, offer)
         shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
         promised = cycle.promises.closed(key, until_s, nodes)
     return Closed(shut, promised, _near(cycle, job))
@@ -185,14 +185,14 @@ def find(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Plac
     avoid = shut | promised
     if job.nearness.apart_required:
         avoid, others = avoid | others, 0
-    for kept in () if job.cpu_only else cycle.promises.kind(key, _stays(cycle, cls, job, offer)[0]):
+    for kept in () if job.cpu_only else cycle.promises.kind(key, stays_until(cycle, cls, job, offer)[0]):
         found = place(cycle.state, offer, job, books=books, avoid=avoid | kept, shun=others)
         if found is not None:
             return found
     return place(cycle.state, offer, job, books=books, avoid=avoid, shun=others)
 
 
-def _stays(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[float, float]:
+def stays_until(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[float, float]:
     """Until when a gang of the class would stay, and until when that is assumed where nobody knows."""
     stays_s = job.durability.restart_s + cls.lasts_s / offer.throughput
     assumed_s = stays_s if stays_s < inf else cycle.state.policy.assumed_duration_s
@@ -201,7 +201,7 @@ def _stays(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[float,
 
 def _cpu_avoid(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
-    shape, last_s = offer.shape, _stays(cycle, cls, job, offer)[1]
+    shape, last_s = offer.shape, stays_until(cycle, cls, job, offer)[1]
     nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
     return calendar.shut(last_s, last_s, nodes, occupancy)
 
@@ -252,7 +252,7 @@ def _forbidden(cycle: Cycle, gang: Gang, job: Job, offer: Offer, found: Placemen
         return {}
     cls = cycle.state.waiting.of(gang.name)
     assert cls is not None
-    until_s = _stays(cycle, cls, job, offer)[1]
+    until_s = stays_until(cycle, cls, job, offer)[1]
     return {d: calendar.busy(d, until_s) for d in found.domains}
 
 

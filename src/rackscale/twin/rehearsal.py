@@ -185,7 +185,7 @@ def _rehearsal(
         },
         waits=tally.waits(until_s),
         departures=dict(tally.departures),
-        preemption_gpu_h=_charged(rows, "preempted"),
+        preemption_gpu_h=_charged(rows, "preempted", "reclaimed", "shrunk", "moved", "grown"),
         failures=dict(tally.failures),
         failure_gpu_h=_charged(rows, "node-failure"),
         repairs=tally.repairs,
@@ -200,11 +200,11 @@ def _rehearsal(
     )
 
 
-def _charged(rows: Iterable[Row], cause: str) -> dict[str, float]:
-    """GPU-hours by state that are charged to one cause."""
+def _charged(rows: Iterable[Row], *causes: str) -> dict[str, float]:
+    """GPU-hours by state that are charged to these causes."""
     found: dict[str, float] = {}
     for row in rows:
-        if row.cause == cause:
+        if row.cause in causes:
             found[row.state] = found.get(row.state, 0.0) + row.gpu_h
     return found
 
