@@ -34,6 +34,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from msgspec.structs import replace
+
 from benchmarks import peers, recorded
 from benchmarks.recorded import DAY_S, GPUS_PER_NODE, NODES, Record, World
 from rackscale.capacity.waits import quantile
@@ -109,13 +111,15 @@ def kind(queue: str, nodes: int) -> str:
     return CLASSES[1] if nodes > 8 else CLASSES[2] if nodes > 1 else CLASSES[3]
 
 
-def measure(world: World, scheduler: str, *, seed: int, warm_s: float, cool_s: float) -> dict[str, Any]:
+def measure(
+    world: World, scheduler: str, *, seed: int, warm_s: float, cool_s: float, policy: Policy = POLICY
+) -> dict[str, Any]:
     """One rehearsal of a world under one scheduler."""
     state = FleetState()
     twin = TwinExecutor(
         seed=seed, submissions=world.submissions, failures=Failures(),
         inputs=(
-            Configured(at_s=0.0, policy=POLICY, queues=world.queues),
+            Configured(at_s=0.0, policy=policy, queues=world.queues),
             Delivered(at_s=0.0, domains=world.fleet),
         ),
     )  # fmt: skip
@@ -163,6 +167,7 @@ def compare(
     seeds: Sequence[int],
     schedulers: Sequence[str],
     mix: recorded.Mix | None = None,
+    policy: Policy = POLICY,
     days: float | None = None,
     progress: Callable[[str], object] = str,
 ) -> list[dict[str, Any]]:
@@ -177,7 +182,8 @@ def compare(
             )  # fmt: skip
             for scheduler in schedulers:
                 row = measure(
-                    world, scheduler, seed=seed, warm_s=size["warm_days"] * DAY_S, cool_s=size["cool_days"] * DAY_S
+                    world, scheduler, seed=seed, warm_s=size["warm_days"] * DAY_S, cool_s=size["cool_days"] * DAY_S,
+                    policy=policy,
                 )  # fmt: skip
                 rows.append(row | {"asked_load": load})
                 progress(
@@ -273,6 +279,10 @@ def main() -> None:
         "--research", type=float, default=recorded.Mix().research_share, metavar="S",
         help="share of the rest that is guaranteed to the virtual clusters",
     )  # fmt: skip
+    parser.add_argument(
+        "--evictions", type=int, default=POLICY.max_evictions_per_day, metavar="N",
+        help="preemptions that rackscale lets one gang suffer in a day",
+    )  # fmt: skip
     parser.add_argument("--days", type=float, default=None, metavar="D", help="instead of the scale's")
     parser.add_argument("--data", type=Path, default=None, help="the folder with the records")
     parser.add_argument("--json", action="store_true")
@@ -283,7 +293,7 @@ def main() -> None:
     rows = compare(
         recorded.read(data / "philly_first_half.parquet"), recorded.read(data / "acme_kalos_completed.parquet"),
         scale=args.scale, loads=args.loads, seeds=args.seeds, schedulers=args.schedulers,
-        mix=recorded.Mix(guarantee=args.guarantee, research_share=args.research), days=args.days,
+        policy=replace(POLICY, max_evictions_per_day=args.evictions), mix=recorded.Mix(guarantee=args.guarantee, research_share=args.research), days=args.days,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     print(json.dumps(rows, indent=2)) if args.json else show(rows)
