@@ -206,7 +206,7 @@ def timed(state: FleetState) -> tuple[Plan, float, float]:
 def counted() -> Iterator[set[tuple[str, int]]]:
     """Domains that decisions look at meanwhile: for victims, and for reservations."""
     looked: set[tuple[str, int]] = set()
-    look, candidates = preempt._Search._look, reserve._candidates  # noqa: SLF001 - only counted here
+    look, candidates = preempt._Search._look, reserve.candidates  # noqa: SLF001 - only counted here
 
     def counting_look(search: Any, d: int) -> bool:
         looked.add(("victims", d))
@@ -219,7 +219,7 @@ def counted() -> Iterator[set[tuple[str, int]]]:
 
     with (
         mock.patch.object(preempt._Search, "_look", counting_look),  # noqa: SLF001
-        mock.patch.object(reserve, "_candidates", counting_candidates),
+        mock.patch.object(reserve, "candidates", counting_candidates),
     ):
         yield looked
 
