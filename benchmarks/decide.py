@@ -206,20 +206,20 @@ def timed(state: FleetState) -> tuple[Plan, float, float]:
 def counted() -> Iterator[set[tuple[str, int]]]:
     """Domains that decisions look at meanwhile: for victims, and for reservations."""
     looked: set[tuple[str, int]] = set()
-    look, candidates = preempt._Search._look, reserve.candidates  # noqa: SLF001 - only counted here
+    look, candidates = preempt._Search._look, reserve._View.candidates  # noqa: SLF001 - only counted here
 
     def counting_look(search: Any, d: int) -> bool:
         looked.add(("victims", d))
         return look(search, d)
 
-    def counting_candidates(*args: Any) -> Iterator[tuple[float, int]]:
-        for at_s, d in candidates(*args):
+    def counting_candidates(view: Any) -> Iterator[tuple[float, int]]:
+        for at_s, d in candidates(view):
             looked.add(("reservations", d))
             yield at_s, d
 
     with (
         mock.patch.object(preempt._Search, "_look", counting_look),  # noqa: SLF001
-        mock.patch.object(reserve, "candidates", counting_candidates),
+        mock.patch.object(reserve._View, "candidates", counting_candidates),  # noqa: SLF001
     ):
         yield looked
 

@@ -293,7 +293,8 @@ def main() -> None:
     rows = compare(
         recorded.read(data / "philly_first_half.parquet"), recorded.read(data / "acme_kalos_completed.parquet"),
         scale=args.scale, loads=args.loads, seeds=args.seeds, schedulers=args.schedulers,
-        policy=replace(POLICY, max_evictions_per_day=args.evictions), mix=recorded.Mix(guarantee=args.guarantee, research_share=args.research), days=args.days,
+        policy=replace(POLICY, max_evictions_per_day=args.evictions),
+        mix=recorded.Mix(guarantee=args.guarantee, research_share=args.research), days=args.days,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     print(json.dumps(rows, indent=2)) if args.json else show(rows)
