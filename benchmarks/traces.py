@@ -251,15 +251,18 @@ def _show_use(rows: list[dict[str, Any]]) -> None:
 def _show_bars(rows: list[dict[str, Any]]) -> None:
     """What rackscale is held to, seed by seed."""
     found = _by_scheduler(rows)
-    for ours, theirs in zip(found.get("rackscale", []), found.get("EASY + quota", []), strict=False):
-        waits = [row["waits"][CLASSES[0]]["p95_s"] for row in (theirs, ours) if CLASSES[0] in row["waits"]]
-        if len(waits) == 2:
-            print(
-                f"seed {ours['seed']}: p95 wait of production {waits[0] / max(waits[1], 1.0):,.1f} times lower than"
-                f" EASY + quota,"
-                f" lost {ours['lost']:.2%}, occupancy {ours['occupancy'] - theirs['occupancy']:+.2%},"
-                f" GFR {ours['gfr'] - theirs['gfr']:+.2%}"
-            )
+    for name in ("EASY + quota", "EASY by rack"):
+        for ours, theirs in zip(found.get("rackscale", []), found.get(name, []), strict=False):
+            waits = [
+                row["waits"][CLASSES[0]]["p95_s"] for row in (theirs, ours) if CLASSES[0] in row["waits"]
+            ]
+            if len(waits) == 2:
+                print(
+                    f"seed {ours['seed']}, against {name}: p95 wait of production"
+                    f" {waits[0] / max(waits[1], 1.0):,.0f} times lower, lost {ours['lost']:.2%},"
+                    f" occupancy {ours['occupancy'] - theirs['occupancy']:+.2%},"
+                    f" GFR {ours['gfr'] - theirs['gfr']:+.2%}"
+                )
     print()
 
 
