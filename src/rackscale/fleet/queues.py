@@ -10,7 +10,7 @@ the mean number of GPUs: U ln 2 / half_life, which is what a queue that always h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import exp, log
+from math import exp, inf, log
 
 from msgspec import Struct
 
@@ -121,18 +121,14 @@ class Node:
             return False
         return spec.quota_domains is None or self.micro_domains + more.domains <= micro(spec.quota_domains)
 
-    def can_lose(self, charge: Charge, *, straddle: bool) -> bool:
-        """Whether it still holds its quota without `charge`.
-
-        `straddle`: it is enough that it holds more than its quota before, so that a gang that lies across the quota
-        can be taken too.
-        """
-        spec = self.spec
-        gpus, domains = (1, 1) if straddle else (charge.gpus, charge.domains)
-        if spec.quota_gpus is not None and self.gpus - self.going_gpus - gpus < spec.quota_gpus:
-            return False
-        left = self.micro_domains - self.going_domains - domains
-        return spec.quota_domains is None or left >= micro(spec.quota_domains)
+    def can_spare(self) -> tuple[float, float]:
+        """GPUs and millionths of domains that it could lose and still hold its quota; negative below its quota."""
+        spec, gpus, domains = self.spec, inf, inf
+        if spec.quota_gpus is not None:
+            gpus = self.used.gpus + self.trial_gpus - self.going_gpus - spec.quota_gpus
+        if spec.quota_domains is not None:
+            domains = self.domains + self.trial_domains - self.going_domains - micro(spec.quota_domains)
+        return gpus, domains
 
 
 def micro(domains: float) -> int:
@@ -276,10 +272,26 @@ class QueueTree:
         below, mine = self.between(victim, taker)
         return bool(below) and mine.within_quota(charge)
 
+    def can_spare(self, victim: str, taker: str, *, straddle: bool) -> tuple[float, float]:
+        """GPUs and millionths of domains that the victim's queues can lose to the taker and still hold their quotas.
+
+        `straddle`: it is enough that each holds more than its quota before, so that a gang that lies across the quota
+        can be taken too.
+        """
+        below, _ = self.between(victim, taker)
+        gpus, domains = inf, inf
+        for node in below:
+            if node.spec.guaranteed:
+                of_gpus, of_domains = node.can_spare()
+                gpus, domains = min(gpus, of_gpus), min(domains, of_domains)
+        if straddle:
+            return (inf, inf) if gpus >= 1 and domains >= 1 else (-1, -1)
+        return gpus, domains
+
     def can_lose(self, victim: str, taker: str, charge: Charge, *, straddle: bool) -> bool:
         """Whether the victim's queues can lose `charge` to the taker without falling below what they are guaranteed."""
-        below, _ = self.between(victim, taker)
-        return all(node.can_lose(charge, straddle=straddle) for node in below if node.spec.guaranteed)
+        gpus, domains = self.can_spare(victim, taker, straddle=straddle)
+        return charge.gpus <= gpus and charge.domains <= domains
 
 
 def _limits(spec: Queue) -> bool:

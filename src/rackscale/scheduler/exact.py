@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from rackscale.events import Binding
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.fit import bind, place
-from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Victim
 
 MOST = 8
 """Gangs of which every set is tried, at most: 255 sets."""
 
-Pick = Callable[[Iterable[Victim], Taker], str | None]
+Pick = Callable[[Iterable[Victim]], str | None]
 
 
 def smallest_set(
@@ -36,6 +35,6 @@ def smallest_set(
             found = place(state, ask.offer, ask.job, avoid=ask.closed)
             binding = None if found is None else bind(state, found, ask.offer.shape)
             occupancy.rollback(mark)
-            if binding is not None and pick(victims, ask.taker) is None:
+            if binding is not None and pick(victims) is None:
                 return binding, victims
     return None

@@ -17,11 +17,12 @@ from rackscale.events import Segment
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
 from rackscale.fleet.queues import Charge
+from rackscale.fleet.machines import domains_of
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
 from rackscale.scheduler.elastic import shrinkings
 from rackscale.scheduler.exact import MOST, smallest_set
-from rackscale.scheduler.price import Taker, cost, evictions_left, interruptible, protected
+from rackscale.scheduler.price import Rules, Taker, cost, evictions_left, price
 from rackscale.scheduler.victims import Ask, Clearing, Victim
 
 GIVE_UP = 4
@@ -57,8 +58,12 @@ class Clearer:
         self.queues: frozenset[str] | None = NO_QUOTAS
         self._lawful: dict[str, bool] = {}
         """Gang -> whether it may be interrupted, quotas and budgets aside."""
+        self._prices: dict[str, float] = {}
+        self.rules: Rules
+        self.enough: list[int] = []
+        """enough[k]: domains where gangs that could be taken hold at least k nodes, or somebody leaves anyway."""
         self.shrinks = True
-        self.straddle = self.reclaims = False
+        self.reclaims = False
         self.limit = 0
 
     def clear(self, ask: Ask) -> Clearing | None:
@@ -69,8 +74,8 @@ class Clearer:
         found = None
         self.reclaims = self._reclaims(ask.taker)
         for straddle in (False, True) if self.reclaims else (False,):
-            self.straddle = straddle
-            self.queues = self._generous(ask.taker)
+            self.rules = Rules(self.state, ask.taker, self.now_s, straddle=straddle)
+            self.queues = self._generous(ask.taker, straddle=straddle)
             self._lawful.clear()
             if not self.queues:
                 continue
@@ -83,7 +88,6 @@ class Clearer:
                 found = self._every_set(ask)
             if found is not None:
                 break
-        self.straddle = False
         return found
 
     def _reclaims(self, taker: Taker) -> bool:
@@ -95,7 +99,7 @@ class Clearer:
             and any(node.within_quota(taker.charge) for node in tree.node(taker.queue).path)
         )
 
-    def _generous(self, taker: Taker) -> frozenset[str] | None:
+    def _generous(self, taker: Taker, *, straddle: bool) -> frozenset[str] | None:
         """Queues that could lose anything at all to the taker; one empty name where there are no quotas."""
         tree = self.state.tree
         if not tree.guaranteed:
@@ -103,7 +107,7 @@ class Clearer:
         return frozenset(
             name
             for name, node in tree.nodes.items()
-            if node.used.gangs and tree.can_lose(name, taker.queue, LEAST_CHARGE, straddle=self.straddle)
+            if node.used.gangs and tree.can_lose(name, taker.queue, LEAST_CHARGE, straddle=straddle)
         )
 
     def _every_set(self, ask: Ask) -> Clearing | None:
@@ -125,9 +129,9 @@ class Clearer:
         for name, gang in state.gangs.items():
             if not gang.binding or name in self.leaving or state.jobs[gang.job].cpu_only:
                 continue
-            if interruptible(state, gang, ask.taker, self.now_s) is None:
+            if self.rules.interruptible(gang) is None:
                 age_s = self.now_s - (gang.started_s or 0.0)
-                found.append(Victim(name, cost(state, gang, self.now_s).total, gang.priority, age_s, 0))
+                found.append(Victim(name, price(state, gang, self.now_s), gang.priority, age_s, 0))
                 if len(found) > MOST:
                     return []
         return found
@@ -140,6 +144,7 @@ class Clearer:
             if group.largest >= shape.nodes_held_per_segment
         ]
         few = max(LEAST, self.state.policy.candidate_domains // max(1, len(groups)), shape.segments)
+        self.enough = self._enough(ask)
         best: Clearing | None = None
         for limit in (few, max(few, ALL)):
             self.limit, self.truncated = limit, False
@@ -150,6 +155,20 @@ class Clearer:
             if best is not None or not self.truncated:
                 break
         return best
+
+    def _enough(self, ask: Ask) -> list[int]:
+        state = self.state
+        leave = domains_of(
+            state.index[segment.domain]
+            for name in (*state.leaving, *self.leaving)
+            for segment in state.gangs[name].binding
+        )
+        found = [*state.tenants.below(ANYBODY if self.reclaims else ask.taker.priority).buckets, 0]
+        so_far = leave
+        for nodes in range(len(found) - 1, -1, -1):
+            so_far |= found[nodes]
+            found[nodes] = so_far
+        return found
 
     def _areas(self, group: Group, ask: Ask) -> Iterable[int]:
         """Sets of domains that the whole gang may lie in, one or the other."""
@@ -186,12 +205,13 @@ class Clearer:
     def _trial(self, victim: Victim, gangs: int) -> None:
         gang = self.state.gangs[victim.name]
         self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, self._gives(victim), -gangs)
+        self.rules.changed()
 
-    def pick(self, victims: Iterable[Victim], taker: Taker) -> str | None:
+    def pick(self, victims: Iterable[Victim]) -> str | None:
         """Take these victims; or the name of one that budgets or quotas protect now that others are taken."""
         done: list[Victim] = []
         for victim in victims:
-            if not self._affords(victim, taker):
+            if not self._affords(victim):
                 for other in done:
                     del self.picked[other.name]
                     self._trial(other, -1)
@@ -201,14 +221,14 @@ class Clearer:
             done.append(victim)
         return None
 
-    def _affords(self, victim: Victim, taker: Taker) -> bool:
+    def _affords(self, victim: Victim) -> bool:
         gang = self.state.gangs[victim.name]
         left = self.budgets.get(gang.queue, inf)
         if left < inf and 1 + sum(self.state.gangs[name].queue == gang.queue for name in self.picked) > left:
             return False
-        return protected(self.state, gang, taker, self._gives(victim), straddle=self.straddle) is None
+        return self.rules.of(gang.queue).can_lose(self._gives(victim))
 
-    def survey(self, d: int, taker: Taker, barred: set[str]) -> tuple[int, list[tuple[Gang, int]]]:
+    def survey(self, d: int, barred: set[str]) -> tuple[int, list[tuple[Gang, int]]]:
         """Of domain d: the nodes of those who leave anyway, and who could be taken with which nodes."""
         state, picked, leaving = self.state, self.picked, self.leaving
         gangs, lawful = state.gangs, self._lawful
@@ -224,48 +244,54 @@ class Clearer:
                 continue
             may = lawful.get(name)
             if may is None:
-                may = lawful[name] = self._may(gang, taker)
+                may = lawful[name] = self._may(gang)
             if may and name not in barred:
                 found.append((gang, mask))
-        return soon & state.occupancy.up[d] & ~state.occupancy.claimed[d], found
+        occupancy = state.occupancy
+        return soon & occupancy.up[d] & ~occupancy.claimed[d], found
 
-    def _may(self, gang: Gang, taker: Taker) -> bool:
+    def _may(self, gang: Gang) -> bool:
         queues = self.queues
         if queues is not NO_QUOTAS and queues is not None and gang.queue not in queues:
             return False
-        return interruptible(self.state, gang, taker, self.now_s) is None
+        return self.rules.interruptible(gang) is None
 
-    def offers(
-        self, d: int, short: int, taker: Taker, guests: list[tuple[Gang, int]], usable: int
-    ) -> list[Victim]:
+    def offers(self, d: int, short: int, guests: list[tuple[Gang, int]], usable: int) -> list[Victim]:
         """Ways to free nodes of domain d, one or two per gang that may be taken."""
-        state, found = self.state, list[Victim]()
-        guaranteed = state.tree.guaranteed
+        found = list[Victim]()
+        elastic = self.state.elastic if self.shrinks else {}
         for gang, mask in guests:
             gives = (mask & usable).bit_count()
             if not gives:
                 continue
-            for victim in self._victims(gang, d, gives, short, usable):
-                if not guaranteed or (
-                    protected(state, gang, taker, self._gives(victim), straddle=self.straddle) is None
-                ):
-                    found.append(victim)
+            rule, enough = self.rules.of(gang.queue), False
+            if gang.name in elastic:
+                smaller = self._smaller(gang, d, short, usable)
+                enough = max((v.gives for v in smaller), default=0) >= min(short, gives)
+                found += [victim for victim in smaller if rule.can_lose(self._gives(victim))]
+            if not enough and rule.can_lose(gang.charge):
+                age_s = self.now_s - (gang.started_s or 0.0)
+                found.append(Victim(gang.name, self._price(gang), gang.priority, age_s, gives))
         return found
 
-    def _victims(self, gang: Gang, d: int, gives: int, short: int, usable: int) -> list[Victim]:
-        state = self.state
-        age_s = self.now_s - (gang.started_s or 0.0)
-        price = cost(state, gang, self.now_s)
-        found = []
-        if self.shrinks and gang.name in state.elastic:
-            restart_s = state.jobs[gang.job].durability.restart_s
-            for shrunk in shrinkings(state, gang, d, short, usable):
-                less = price.lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding)
-                found.append(Victim(gang.name, less, gang.priority, age_s, shrunk.freed, shrunk))
-            if found and max(victim.gives for victim in found) >= min(short, gives):
-                return found
-        found.append(Victim(gang.name, price.total, gang.priority, age_s, gives))
+    def _price(self, gang: Gang) -> float:
+        found = self._prices.get(gang.name)
+        if found is None:
+            found = self._prices[gang.name] = price(self.state, gang, self.now_s)
         return found
+
+    def _smaller(self, gang: Gang, d: int, short: int, usable: int) -> list[Victim]:
+        """The elastic gang with fewer nodes in domain d."""
+        state = self.state
+        age_s, lost_gpu_s = self.now_s - (gang.started_s or 0.0), cost(state, gang, self.now_s).lost_gpu_s
+        restart_s = state.jobs[gang.job].durability.restart_s
+        return [
+            Victim(
+                gang.name, lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding), gang.priority, age_s,
+                shrunk.freed, shrunk,
+            )
+            for shrunk in shrinkings(state, gang, d, short, usable)
+        ]  # fmt: skip
 
 
 class _Search:
@@ -293,7 +319,7 @@ class _Search:
             if taken is None:
                 return None
             price, d, victims = taken
-            protected = self.clearer.pick(victims, self.ask.taker)
+            protected = self.clearer.pick(victims)
             if protected is not None:  # priced before the victims of earlier segments were picked
                 self.barred.add(protected)
                 self._look(d)
@@ -323,7 +349,7 @@ class _Search:
 
     def _segment(self, d: int) -> Segment:
         state = self.state
-        nodes = preferring_free(state, d, self.clearer.survey(d, self.ask.taker, self.barred)[0], self.nodes)
+        nodes = preferring_free(state, d, self.clearer.survey(d, self.barred)[0], self.nodes)
         state.occupancy.claim(d, mask_of(nodes))
         work = self.ask.offer.shape.nodes_per_segment
         return Segment(domain=state.domains[d].name, nodes=nodes[:work], spares=nodes[work:])
@@ -346,23 +372,11 @@ class _Search:
         """Domains with the most room, so the fewest nodes to clear, first."""
         clearer, state = self.clearer, self.state
         occupancy, nodes = state.occupancy, self.nodes
-        priority = ANYBODY if clearer.reclaims else self.ask.taker.priority
-        # enough[k]: domains where gangs that could be taken hold at least k nodes, or somebody leaves anyway.
-        leave = sum(
-            1 << d
-            for d in {
-                state.index[s.domain]
-                for name in (*state.leaving, *clearer.leaving)
-                for s in state.gangs[name].binding
-            }
-        )
-        enough = [*state.tenants.below(priority).buckets, 0]
-        for k in range(len(enough) - 2, -1, -1):
-            enough[k] |= enough[k + 1]
+        enough = clearer.enough
         refused = 0
         for room in range(len(occupancy.buckets) - 1, -1, -1):
             short = min(max(0, nodes - room), len(enough) - 1)
-            for d in members(occupancy.buckets[room] & self.within & (enough[short] | leave)):
+            for d in members(occupancy.buckets[room] & self.within & enough[short]):
                 if len(self.heap) >= clearer.limit or refused > GIVE_UP * clearer.limit:
                     clearer.truncated = True
                     return
@@ -374,14 +388,17 @@ class _Search:
         state, clearer = self.state, self.clearer
         occupancy = state.occupancy
         usable = occupancy.up[d] & ~occupancy.claimed[d]
-        soon, guests = clearer.survey(d, self.ask.taker, self.barred)
+        soon, guests = clearer.survey(d, self.barred)
         short = self.nodes + occupancy.spares[d] - (occupancy.free[d] | soon).bit_count()
         if short <= 0:
             heappush(self.heap, (0.0, d, version, ()))
             return True
-        options = clearer.offers(d, short, self.ask.taker, guests, usable & ~soon)
+        options = clearer.offers(d, short, guests, usable & ~soon)
         if sum(victim.gives for victim in options) < short:
             return False
+        if len(options) == 1:
+            heappush(self.heap, (options[0].price, d, version, (options[0],)))
+            return True
         options.sort(key=_by_unit_price)
         self.options[d] = (short, options)
         bound, left = 0.0, short

@@ -57,45 +57,87 @@ def cost(state: FleetState, gang: Gang, now_s: float) -> Cost:
     )
 
 
-def guard(state: FleetState, gang: Gang, taker: Taker, now_s: float, *, straddle: bool = False) -> str | None:
-    """Why the gang may not be evicted for the taker, or None if it may.
+def price(state: FleetState, gang: Gang, now_s: float) -> float:
+    """The total of `cost`, for a gang that holds nodes."""
+    job = state.jobs[gang.job]
+    durability, lost_s, gpus = job.durability, gang.at_risk_s(now_s), gang.gpus
+    if lost_s > durability.checkpoint_s and saves_on_request(durability):
+        lost_s = durability.checkpoint_s
+    return lost_s * gpus + durability.restart_s * gpus + job.eviction_penalty_gpu_h * 3600.0
 
-    `straddle`: reclaiming may take the one gang that lies across its queue's quota.
-    """
-    return interruptible(state, gang, taker, now_s) or protected(
-        state, gang, taker, gang.charge, straddle=straddle
-    )
+
+class Rule(NamedTuple):
+    """What a taker may do to gangs of one queue, now."""
+
+    owed: bool
+    """Whether the taker reclaims from it, whatever the priority."""
+    spent: bool
+    """Whether no more of its gangs may be preempted today."""
+    gpus: float
+    """What it may lose; below 0: nothing."""
+    micro_domains: float
+
+    def can_lose(self, gives: Charge) -> bool:
+        return gives.gpus <= self.gpus and gives.domains <= self.micro_domains
+
+
+class Rules:
+    """Whom one taker may interrupt. What depends on the queue alone is worked out once, until `changed`."""
+
+    def __init__(self, state: FleetState, taker: Taker, now_s: float, *, straddle: bool = False) -> None:
+        self._state, self._taker, self._now_s = state, taker, now_s
+        self._straddle = straddle
+        self._known: dict[str, Rule] = {}
+
+    def changed(self) -> None:
+        """Queues hold other amounts now."""
+        self._known.clear()
+
+    def of(self, name: str) -> Rule:
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = self._work_out(name)
+        return found
+
+    def _work_out(self, name: str) -> Rule:
+        state, taker = self._state, self._taker
+        tree, queue = state.tree, state.queues.get(name)
+        spent = queue is not None and evictions_left(state, queue, self._now_s) <= 0
+        if not tree.guaranteed:
+            return Rule(False, spent, inf, inf)
+        owed = state.policy.reclaim and tree.owed(name, taker.queue, taker.charge)
+        return Rule(owed, spent, *tree.can_spare(name, taker.queue, straddle=self._straddle and owed))
+
+    def interruptible(self, gang: Gang) -> str | None:
+        """Why the gang may not be interrupted for the taker, quotas aside."""
+        if gang.status is not Status.RUNNING:
+            return "not-running"
+        state, now_s = self._state, self._now_s
+        job, policy, rule = state.jobs[gang.job], state.policy, self.of(gang.queue)
+        if not job.preemptible:
+            return "not-preemptible"
+        if gang.priority >= self._taker.priority and not rule.owed:
+            return "priority"
+        assert gang.started_s is not None
+        if now_s - gang.started_s < max(policy.min_runtime_s, job.durability.restart_s):
+            return "minimum-run-time"
+        if gang.evicted_today(now_s) >= policy.max_evictions_per_day:
+            return "gang-budget"
+        return "queue-budget" if rule.spent else None
+
+
+def guard(state: FleetState, gang: Gang, taker: Taker, now_s: float) -> str | None:
+    """Why the gang may not be evicted for the taker, or None if it may."""
+    rules = Rules(state, taker, now_s)
+    found = rules.interruptible(gang)
+    if found is None and not rules.of(gang.queue).can_lose(gang.charge):
+        return "quota"
+    return found
 
 
 def interruptible(state: FleetState, gang: Gang, taker: Taker, now_s: float) -> str | None:
     """Why the gang may not be interrupted for the taker, quotas aside."""
-    if gang.status is not Status.RUNNING:
-        return "not-running"
-    job, policy, tree = state.jobs[gang.job], state.policy, state.tree
-    if not job.preemptible:
-        return "not-preemptible"
-    if gang.priority >= taker.priority and not (
-        tree.guaranteed and policy.reclaim and tree.owed(gang.queue, taker.queue, taker.charge)
-    ):
-        return "priority"
-    assert gang.started_s is not None
-    if now_s - gang.started_s < max(policy.min_runtime_s, job.durability.restart_s):
-        return "minimum-run-time"
-    if gang.evicted_today(now_s) >= policy.max_evictions_per_day:
-        return "gang-budget"
-    queue = state.queues.get(gang.queue)
-    if queue is not None and evictions_left(state, queue, now_s) <= 0:
-        return "queue-budget"
-    return None
-
-
-def protected(state: FleetState, gang: Gang, taker: Taker, gives: Charge, *, straddle: bool) -> str | None:
-    """Whether the quota of the gang's queues keeps the taker from getting `gives` of what it holds."""
-    tree = state.tree
-    if not tree.guaranteed:
-        return None
-    straddle = straddle and state.policy.reclaim and tree.owed(gang.queue, taker.queue, taker.charge)
-    return None if tree.can_lose(gang.queue, taker.queue, gives, straddle=straddle) else "quota"
+    return Rules(state, taker, now_s).interruptible(gang)
 
 
 def evictions_left(state: FleetState, queue: Queue, now_s: float) -> float:
