@@ -15,9 +15,9 @@ from math import inf
 
 from rackscale.events import Segment
 from rackscale.fleet.gangs import Gang, Status
+from rackscale.fleet.machines import domains_of
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
 from rackscale.fleet.queues import Charge
-from rackscale.fleet.machines import domains_of
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
 from rackscale.scheduler.elastic import shrinkings
@@ -114,7 +114,7 @@ class Clearer:
         """What going from domain to domain misses where budgets, quotas or victims over several domains are in the
         way; tried only while few gangs could be taken at all."""
         state = self.state
-        found = smallest_set(state, ask, self._lone(ask), self.pick)
+        found = smallest_set(state, ask, self._lone(), self.pick)
         for victim in list(self.picked.values()):
             self._trial(victim, -1)
         self.picked = {}
@@ -123,7 +123,7 @@ class Clearer:
         binding, victims = found
         return Clearing(binding, tuple(v.name for v in victims), sum(v.price for v in victims), {})
 
-    def _lone(self, ask: Ask) -> list[Victim]:
+    def _lone(self) -> list[Victim]:
         """Every gang that may be taken, whole."""
         state, found = self.state, list[Victim]()
         for name, gang in state.gangs.items():
