@@ -27,6 +27,8 @@ from rackscale.workload import Job, Nearness, Shape
 
 BOOKING = "@"
 """Stands before the name of a booking where a gang's name is expected."""
+LONG_LINE = 64
+"""Where more gangs wait, reservations are renewed only when it is due: somebody comes or starts all the time."""
 LOOK_AHEAD = 512
 """Domains looked at for one reservation beyond those it needs, in order of time."""
 
@@ -82,16 +84,16 @@ def reserve(cycle: Cycle) -> None:
 def _stands(cycle: Cycle) -> bool:
     """Whether all that is promised may stay as it is: nobody took of it, and nobody has come who goes before."""
     state, calendar = cycle.state, cycle.state.machines.calendar
+    if any(n not in calendar.holding and BOOKING + n not in state.reserved for n in calendar.bookings):
+        return False
+    if any(isinstance(a, Hold) for a in cycle.actions):
+        return False
+    if state.reserved and state.waiting.size > LONG_LINE:
+        return True
     promises = cycle.promises.all()
     if len(promises) != len(state.reserved) or any(
         cycle.disturbed & promise.nodes.keys() for promise in promises
     ):
-        return False
-    if any(
-        name not in calendar.holding and BOOKING + name not in state.reserved for name in calendar.bookings
-    ):
-        return False
-    if any(isinstance(a, Hold) for a in cycle.actions):
         return False
     most = state.policy.reservations
     gone = {getattr(a, "gang", "") for a in cycle.actions}
