@@ -13,7 +13,7 @@ from rackscale.fleet.health import EXPIRED
 if TYPE_CHECKING:
     from rackscale.fleet.state import FleetState
 
-EVICTIONS = ("preempted-for", "reclaimed-for", "shrunk-for")
+EVICTIONS = ("preempted-for", "reclaimed-for", "shrunk-for", "moved-for")
 """Departures that count against the budgets of gangs and queues."""
 
 
@@ -31,11 +31,14 @@ class Decisions:
 
     def __call__(self, event: ev.Decided) -> None:
         state = self._state
-        state.occupancy.grown = state.machines.cpu.occupancy.grown = 0
-        state.fresh.clear()
-        state.eased.clear()
+        actions = event.plan.actions
+        # A plan of the calendar decides about nobody: who is new is still new to the next one.
+        if not actions or not all(isinstance(action, ev.Close | ev.Open | ev.Free) for action in actions):
+            state.occupancy.grown = state.machines.cpu.occupancy.grown = 0
+            state.fresh.clear()
+            state.eased.clear()
         state.tell_s = inf
-        for action in event.plan.actions:
+        for action in actions:
             self._fold[type(action)](action)
         # A plan that itself frees nodes (a claim given up, a segment moved) asks to be woken at once.
         state.dirty = False

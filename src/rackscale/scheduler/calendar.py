@@ -86,8 +86,9 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     state = cycle.state
     priority = state.policy.priorities.get(booking.priority, 0)
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
+    closed = state.machines.calendar.shut(booking.end_s, booking.end_s, 1 << 30, state.occupancy)
     charge = Charge(*state.topology.floor(booking.shape, booking.system, booking.cluster))
-    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, charge)))
+    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, charge), closed))
     if clearing is None:
         return False
     cycle.promises.keep(f"@{booking.name}")

@@ -11,7 +11,7 @@ from rackscale.fleet.occupancy import mask_of, members
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, place_one
-from rackscale.scheduler.place import refused
+from rackscale.scheduler.place import refused, stays_until
 from rackscale.scheduler.price import cost
 from rackscale.workload import Shape
 
@@ -64,7 +64,9 @@ def opening(cycle: Cycle, blocked: Blocked, gang: Gang) -> Opening | None:
     best: Opening | None = None
     for group in state.topology.groups(offer.system or job.system, job.cluster):
         gain = saved_s * nodes * group.gpus_per_node
+        until_s, assumed_s = stays_until(cycle, blocked.cls, job, offer)
         closed = cycle.promises.closed(blocked.key, inf, 1 << 30)
+        closed |= state.machines.calendar.shut(until_s, assumed_s, 1 << 30, occupancy)
         within = group.domains & ~closed
         tried = 0
         for room in range(min(nodes - 1, len(occupancy.buckets) - 1), -1, -1):
@@ -146,6 +148,8 @@ def _rebind(cycle: Cycle, gang: Gang, d: int, within: int) -> Binding | None:
     segments = list(gang.binding)
     job = state.jobs[gang.job]
     level = job.nearness.within
+    if job.nearness.spread not in (None, "domain") or job.nearness.apart_required:
+        return None  # what keeps its segments or replicas apart stays where it is
     for other in segments:
         within &= ~(1 << state.index[other.domain])
     if state.machines.calendar.coming:

@@ -215,8 +215,9 @@ def _with(cycle: Cycle, gang: Gang, offer: Offer) -> Binding | None:
     closed |= state.machines.calendar.shut(
         gang.end_s, gang.end_s, shape.nodes_held_per_segment, state.occupancy
     )
+    extra: dict[int, int] = {}
     for segment in gang.binding:
-        wider = _wider(state, segment, offer, closed)
+        wider = _wider(state, segment, offer, closed, extra)
         if wider is None:
             return None
         segments.append(wider)
@@ -232,15 +233,19 @@ def _with(cycle: Cycle, gang: Gang, offer: Offer) -> Binding | None:
     return tuple(segments)
 
 
-def _wider(state: FleetState, segment: Segment, offer: Offer, closed: int) -> Segment | None:
-    """The segment with as many nodes as the offer says."""
+def _wider(
+    state: FleetState, segment: Segment, offer: Offer, closed: int, taken: dict[int, int]
+) -> Segment | None:
+    """The segment with as many nodes as the offer says. `taken`: nodes that other segments took, by domain."""
     shape, d = offer.shape, state.index[segment.domain]
     more = shape.nodes_held_per_segment - len(segment.held)
-    if more < 0 or (more and closed >> d & 1) or state.occupancy.room[d] < more:
+    gone = taken.get(d, 0)
+    if more < 0 or (more and closed >> d & 1) or state.occupancy.room[d] - gone.bit_count() < more:
         return None
     if not more:
         return segment
-    extra = lowest_nodes(state.occupancy.free[d], more)
+    extra = lowest_nodes(state.occupancy.free[d] & ~gone, more)
+    taken[d] = gone | mask_of(extra)
     held = (*segment.nodes, *segment.spares, *extra)
     return Segment(
         domain=segment.domain, nodes=held[: shape.nodes_per_segment], spares=held[shape.nodes_per_segment :]

@@ -86,7 +86,7 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
             for node, spare in zip(left, spares, strict=True):
                 binding = _replace(binding, at, node, spare)
             continue
-        moved = _move(cycle, gang, segment)
+        moved = _move(cycle, gang, segment, binding)
         if moved is None:
             occupancy.rollback(mark)
             return _shrink(cycle, gang, where)
@@ -118,19 +118,19 @@ def _replace(binding: Binding, at: int, dead: int, by: int) -> Binding:
     return (*binding[:at], mended, *binding[at + 1 :])
 
 
-def _move(cycle: Cycle, gang: Gang, segment: Segment) -> Segment | None:
-    """Another domain of the same cluster and system for one segment, held."""
+def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segment | None:
+    """Another domain of the same cluster and system for one segment, held. `binding`: what is mended of it already."""
     state = cycle.state
     job, home = state.jobs[gang.job], state.domains[state.index[segment.domain]]
     occupancy = state.machines.books(job).occupancy
     avoid = 0
-    for other in gang.binding:
+    for other in (*gang.binding, *binding):
         avoid |= 1 << state.index[other.domain]
     if state.reserved:
         avoid |= cycle.promises.closed(cycle.order.of(gang), gang.end_s, len(segment.held))
     (group,) = state.topology.groups(home.system, home.cluster)
     within = group.domains & ~avoid
-    others = [state.index[other.domain] for other in gang.binding if other is not segment]
+    others = [state.index[other.domain] for other in binding if other is not segment]
     within &= beside(state.topology, job, job.choices[gang.choice].shape, others)
     if job.nearness.within is not None:
         within &= state.topology.unit(job.nearness.within, state.index[segment.domain])
