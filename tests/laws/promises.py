@@ -14,6 +14,8 @@ SLACK_S = 1e-6
 
 def check_claims_resolve(facts: Facts, plan: ev.Plan) -> None:
     """Once the nodes that a waiting gang claims are free, it starts or gives the claim up."""
+    if plan.actions and all(isinstance(a, ev.Close | ev.Open | ev.Free) for a in plan.actions):
+        return  # the calendar comes first, and the next decision follows at once
     holders = facts.holders()
     answered = {a.gang for a in plan.actions if isinstance(a, ev.Start | ev.Unclaim)}
     for life in facts.lives.values():
