@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
+from itertools import groupby
 from math import inf
 
 from rackscale.events import Segment
@@ -37,6 +38,10 @@ NO_QUOTAS = frozenset(("",))
 LEAST_CHARGE = Charge(1, 1)
 ANYBODY = 1 << 62
 """A priority above all others: reclaiming looks at everybody."""
+
+
+Chain = tuple[Victim, "Chain"] | None
+"""Victims, the last first."""
 
 
 class Clearer:
@@ -415,30 +420,43 @@ class _Search:
     def _exact(self, d: int) -> tuple[float, tuple[Victim, ...]] | None:
         """The cheapest set of victims that frees enough nodes of domain d: a knapsack over nodes."""
         short, options = self.options[d]
-        options = sorted(options, key=lambda v: (v.name, v.gives))
-        best: list[tuple[float, int, float, tuple[Victim, ...]] | None] = [None] * (short + 1)
-        best[0] = (0.0, 0, 0.0, ())
-        at = 0
-        while at < len(options):
-            end = at + 1
-            while end < len(options) and options[end].name == options[at].name:
-                end += 1
-            ways, at = options[at:end], end
-            for have in range(short - 1, -1, -1):
-                base = best[have]
-                if base is None:
+        prices = [0.0, *[inf] * short]
+        ties: list[tuple[int, float]] = [(0, 0.0)] * (short + 1)
+        """(sum of priorities, sum of ages) of the cheapest set."""
+        chains: list[Chain] = [None] * (short + 1)
+        reach = 0  # no set frees more so far
+        for _, ways in groupby(sorted(options, key=_by_name), key=_name):
+            same = tuple(ways)
+            for have in range(min(reach, short - 1), -1, -1):
+                base = prices[have]
+                if base == inf:
                     continue
-                for victim in ways:
-                    total = min(short, have + victim.gives)
-                    price = base[0] + victim.price
-                    known = best[total]
-                    if known is not None and price > known[0]:
+                for victim in same:
+                    total = have + victim.gives
+                    total = min(total, short)
+                    price = base + victim.price
+                    if price > prices[total]:
                         continue
-                    answer = (price, base[1] + victim.priority, base[2] + victim.age_s, (*base[3], victim))
-                    if known is None or answer[:3] < known[:3]:
-                        best[total] = answer
-        found = best[short]
-        return None if found is None else (found[0], found[3])
+                    priority, age_s = ties[have]
+                    tie = (priority + victim.priority, age_s + victim.age_s)
+                    if price < prices[total] or tie < ties[total]:
+                        prices[total], ties[total], chains[total] = price, tie, (victim, chains[have])
+            reach += max(victim.gives for victim in same)
+        if prices[short] == inf:
+            return None
+        victims, chain = [], chains[short]
+        while chain is not None:
+            victims.append(chain[0])
+            chain = chain[1]
+        return prices[short], tuple(reversed(victims))
+
+
+def _by_name(victim: Victim) -> tuple[str, int]:
+    return (victim.name, victim.gives)
+
+
+def _name(victim: Victim) -> str:
+    return victim.name
 
 
 def _by_unit_price(victim: Victim) -> tuple[float, int, float, str]:
