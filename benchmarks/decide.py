@@ -39,7 +39,18 @@ from msgspec.structs import replace
 
 from benchmarks import mix
 from rackscale.control import Controller
-from rackscale.events import Cancelled, Claim, Configured, Decided, Delivered, DomainSpec, Plan, Planned, Start, Submitted
+from rackscale.events import (
+    Cancelled,
+    Claim,
+    Configured,
+    Decided,
+    Delivered,
+    DomainSpec,
+    Plan,
+    Planned,
+    Start,
+    Submitted,
+)
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import mask_of
 from rackscale.fleet.state import FleetState
@@ -49,6 +60,7 @@ from rackscale.twin import TwinExecutor
 from rackscale.workload import Job, Maintenance, Policy, Shape
 
 SHAPE = Shape(segments=4, nodes_per_segment=16)
+CYCLE_LOAD = 0.98
 APART = 25
 """Cycles of the twin between two samples."""
 LOAD = 1.04
@@ -166,7 +178,7 @@ class Fleet:
         missing = WAITING - state.waiting.size
         for job in itertools.islice(_many(seed), max(0, missing)):
             state.fold(Submitted(at_s=state.now_s, job=job))
-        state.retry_at_s = None
+        state.dirty, state.retry_at_s = True, None
         plan, wall_s, cpu_s = timed(state)
         first = Sample("new", wall_s, cpu_s, 0)
         state.fold(Decided(at_s=state.now_s, plan=plan))
@@ -301,7 +313,9 @@ def fit(xs: list[float], ys: list[float]) -> tuple[float, float, float] | None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"one gang of {SHAPE.segments} x {SHAPE.nodes_per_segment} nodes, load {rows[0]['load']:g}; milliseconds")
+    print(
+        f"one gang of {SHAPE.segments} x {SHAPE.nodes_per_segment} nodes, load {rows[0]['load']:g}; milliseconds"
+    )
     print(f"{rows[0]['policy']}\n")
     print(
         "    nodes       GPUs  domains   gangs  waiting  held  of givable  case    samples  touched  p50 wall"
@@ -324,14 +338,21 @@ def show(rows: list[dict[str, Any]]) -> None:
 def show_fits(rows: list[dict[str, Any]]) -> None:
     """What the time follows: domains touched, or nodes of the fleet. Over the samples of all sizes, CPU time."""
     print("\nleast squares over all samples, CPU time")
-    samples = [(case, 1e6 * cpu_s, touched, row["nodes"]) for row in rows for case, cpu_s, touched in row["samples"]]
+    samples = [
+        (case, 1e6 * cpu_s, touched, row["nodes"]) for row in rows for case, cpu_s, touched in row["samples"]
+    ]
     for name, cases in (("clears", ("clears",)), ("all", CASES)):
         those = [s for s in samples if s[0] in cases]
-        for unit, xs in (("domain touched", [float(s[2]) for s in those]), ("1,000 nodes", [s[3] / 1e3 for s in those])):
+        for unit, xs in (
+            ("domain touched", [float(s[2]) for s in those]),
+            ("1,000 nodes", [s[3] / 1e3 for s in those]),
+        ):
             found = fit(xs, [s[1] for s in those])
             if found is not None:
                 intercept, slope, r2 = found
-                print(f"  {name:7} {intercept:9.1f} us + {slope:8.3f} us per {unit:15} R^2 {r2:5.3f}  n {len(those):,}")
+                print(
+                    f"  {name:7} {intercept:9.1f} us + {slope:8.3f} us per {unit:15} R^2 {r2:5.3f}  n {len(those):,}"
+                )
 
 
 def _apart(nodes: int, args: argparse.Namespace) -> dict[str, Any] | None:
@@ -358,13 +379,18 @@ def main() -> None:
     parser.add_argument("--cycle", action="store_true", help=f"whole cycles with {WAITING:,} waiting jobs")
     parser.add_argument("--hours", type=float, default=2.0, help="simulated hours before the first sample")
     parser.add_argument("--samples", type=int, help="decisions of each case that are tried")
-    parser.add_argument("--load", type=float, default=LOAD, help="work asked for, of what the fleet can give")
+    parser.add_argument(
+        "--load",
+        type=float,
+        help=f"work asked for, of what the fleet can give ({LOAD:g}; {CYCLE_LOAD:g} with --cycle)",
+    )
     parser.add_argument("--limit", type=float, default=150.0, metavar="S", help="seconds for one fleet")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.nodes = args.nodes or ([65_520] if args.cycle else [2_500, 9_000, 25_000, 65_520, 250_000])
+    args.load = args.load or (CYCLE_LOAD if args.cycle else LOAD)
     args.samples = args.samples or (10 if args.cycle else 100)
     if args.here:
         options = {"hours": args.hours, "samples": args.samples, "load": args.load, "seed": args.seed}

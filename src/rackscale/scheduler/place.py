@@ -229,9 +229,7 @@ def _start(cycle: Cycle, gang: Gang, cls: WaitClass, choice: int, found: Placeme
     return True
 
 
-def _forbidden(
-    cycle: Cycle, cls: WaitClass, job: Job, offer: Offer, found: Placement
-) -> dict[int, int]:
+def _forbidden(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer, found: Placement) -> dict[int, int]:
     """Nodes that go out of use while the gang is expected to stay: what `closed` counted on is not among them."""
     calendar = cycle.state.machines.calendar
     if not calendar.on:
