@@ -112,9 +112,8 @@ class Ledger:
 
     def __call__(self, event: ev.Event) -> None:
         """Take one event in. Time never runs backwards: an older event counts as happening now."""
-        estate, now_us = self.estate, round(event.at_s * 1e6)
-        if now_us > estate.now_us:
-            estate.now_us = now_us
+        now_us = round(event.at_s * 1e6)
+        self.estate.now_us = max(self.estate.now_us, now_us)
         fold = self._fold.get(type(event))
         if fold is not None:
             fold(event)

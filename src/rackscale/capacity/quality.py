@@ -122,8 +122,7 @@ class Meter:
     def __call__(self, event: ev.Event) -> None:
         if self._start_s is None:
             self.begin(event.at_s)
-        if event.at_s > self._now_s:
-            self._now_s = event.at_s
+        self._now_s = max(self._now_s, event.at_s)
         self.ledger(event)
         look = self._look.get(type(event))
         if look is not None:
