@@ -60,6 +60,7 @@ from rackscale.twin import TwinExecutor
 from rackscale.workload import Job, Maintenance, Policy, Shape
 
 SHAPE = Shape(segments=4, nodes_per_segment=16)
+CYCLE_LOAD = 0.98
 APART = 25
 """Cycles of the twin between two samples."""
 LOAD = 1.04
@@ -177,7 +178,7 @@ class Fleet:
         missing = WAITING - state.waiting.size
         for job in itertools.islice(_many(seed), max(0, missing)):
             state.fold(Submitted(at_s=state.now_s, job=job))
-        state.retry_at_s = None
+        state.dirty, state.retry_at_s = True, None
         plan, wall_s, cpu_s = timed(state)
         first = Sample("new", wall_s, cpu_s, 0)
         state.fold(Decided(at_s=state.now_s, plan=plan))
@@ -378,13 +379,18 @@ def main() -> None:
     parser.add_argument("--cycle", action="store_true", help=f"whole cycles with {WAITING:,} waiting jobs")
     parser.add_argument("--hours", type=float, default=2.0, help="simulated hours before the first sample")
     parser.add_argument("--samples", type=int, help="decisions of each case that are tried")
-    parser.add_argument("--load", type=float, default=LOAD, help="work asked for, of what the fleet can give")
+    parser.add_argument(
+        "--load",
+        type=float,
+        help=f"work asked for, of what the fleet can give ({LOAD:g}; {CYCLE_LOAD:g} with --cycle)",
+    )
     parser.add_argument("--limit", type=float, default=150.0, metavar="S", help="seconds for one fleet")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.nodes = args.nodes or ([65_520] if args.cycle else [2_500, 9_000, 25_000, 65_520, 250_000])
+    args.load = args.load or (CYCLE_LOAD if args.cycle else LOAD)
     args.samples = args.samples or (10 if args.cycle else 100)
     if args.here:
         options = {"hours": args.hours, "samples": args.samples, "load": args.load, "seed": args.seed}

@@ -87,6 +87,16 @@ def test_a_gang_of_unknown_length_is_assumed_to_run_a_day() -> None:
     assert week.where("long") == [A]
 
 
+@pytest.mark.parametrize("within_s", [-30.0, 0.0, 30.0, 90.0])
+def test_one_time_is_assumed_for_gangs_of_unknown_length(within_s: float) -> None:
+    """Where to look and which nodes to take are judged by the same time: the day includes the start, or it doesn't."""
+    world = World(domain(0), policy=CALM)
+    world.cycle(maintenance(86_400.0 + within_s, 90_000.0 + within_s))
+    service = job("chat", 16, kind="service", restart_s=60.0)
+    actions = world.cycle(Submitted(at_s=0.0, job=service))
+    assert [type(a) for a in actions] == ([] if within_s < 0.0 else [Start])
+
+
 def test_a_gang_beside_nodes_in_maintenance_takes_the_others() -> None:
     world = World(domain(0), policy=CALM)
     world.cycle(maintenance(1000.0, 2000.0, nodes=(0, 1)))

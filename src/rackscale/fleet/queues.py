@@ -10,6 +10,7 @@ the mean number of GPUs: U ln 2 / half_life, which is what a queue that always h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from math import exp, inf, log
 
 from msgspec import Struct
@@ -34,6 +35,7 @@ class Charge(Struct, frozen=True, gc=False):
 NOTHING = Charge()
 
 
+@lru_cache
 def segment_charge(nodes: int, usable: int) -> int:
     """Millionths of a domain that a segment of `nodes` counts as, where an empty domain gives `usable` to gangs."""
     return MICRO if 2 * nodes > usable else round(MICRO * nodes / usable)
@@ -131,6 +133,10 @@ class Node:
         return gpus, domains
 
 
+Past = tuple[Node, list[tuple[Node, float, float]], float]
+"""A queue; it and those above it from the root down, each with its decayed use and weight; the use of one user."""
+
+
 def micro(domains: float) -> int:
     return round(domains * MICRO)
 
@@ -208,7 +214,9 @@ class QueueTree:
             node.trial_users.clear()
         self._tried.clear()
 
-    def share(self, name: str, user: str, now_s: float, known: dict[object, float]) -> tuple[float, ...]:
+    def share(
+        self, name: str, user: str, now_s: float, known: dict[tuple[str, str], Past]
+    ) -> tuple[float, ...]:
         """The order of fair share: decayed use per weight, from the root down to the user; less goes first.
 
         What is given in this very decision counts at once. `known`: the use without that, as far as it was worked out
@@ -217,19 +225,20 @@ class QueueTree:
         half_life_s = self.half_life_s
         if half_life_s is None:
             return ()
+        found = known.get((name, user))
+        if found is None:
+            found = known[name, user] = self._past(name, user, now_s, half_life_s)
+        node, above, own = found
+        gpus = node.trial_users[user][0] if user in node.trial_users else 0
+        return (*[(use + one.trial_gpus) / weight for one, use, weight in above], own + gpus)
+
+    def _past(self, name: str, user: str, now_s: float, half_life_s: float) -> Past:
         node, rate = self.node(name), LN2 / half_life_s
-        found = []
-        for above in reversed(node.path):
-            use = known.get(above)
-            if use is None:
-                use = known[above] = above.used.now(now_s, half_life_s) * rate
-            found.append((use + above.trial_gpus) / above.spec.weight)
-        use = known.get((name, user))
-        if use is None:
-            used = node.users.get(user)
-            use = known[name, user] = 0.0 if used is None else used.now(now_s, half_life_s) * rate
-        found.append(use + node.trial_users.get(user, (0, 0))[0])
-        return tuple(found)
+        above = [
+            (one, one.used.now(now_s, half_life_s) * rate, one.spec.weight) for one in reversed(node.path)
+        ]
+        used = node.users.get(user)
+        return node, above, 0.0 if used is None else used.now(now_s, half_life_s) * rate
 
     def refuses(self, name: str, user: str, charge: Charge) -> str | None:
         """Which limit keeps so much more from being held, or None: `queue-limit`, `queue-gangs`, `user-limit`."""

@@ -10,7 +10,7 @@ from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.order import Key
 from rackscale.scheduler.place import least_charge, refused, siblings, stays_until
-from rackscale.scheduler.preempt import Clearer
+from rackscale.scheduler.preempt import Clearer, Known
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Clearing
 
@@ -24,6 +24,7 @@ def clear_room(cycle: Cycle) -> None:
     if not state.policy.preemption:
         return
     hopeless: set[tuple[object, ...]] = set()
+    known = Known()
     new = Counter(cls.about for name in state.fresh if (cls := state.waiting.of(name)) is not None)
     left = SEARCHES
     for blocked in cycle.blocked:
@@ -37,7 +38,7 @@ def clear_room(cycle: Cycle) -> None:
             if not (cycle.due or gang.name in state.fresh):
                 break
             left -= 1
-            if not _clear_for(cycle, cycle.order.of_entry(cls, at), blocked, gang):
+            if not _clear_for(cycle, cycle.order.of_entry(cls, at), blocked, gang, known):
                 hopeless.add(cls.about)
                 break
         if left <= 0:
@@ -83,9 +84,9 @@ def clearing_for(
     return None
 
 
-def _clear_for(cycle: Cycle, key: Key, blocked: Blocked, gang: Gang) -> bool:
+def _clear_for(cycle: Cycle, key: Key, blocked: Blocked, gang: Gang, known: Known) -> bool:
     state = cycle.state
-    clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
+    clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted, known)
     answer = clearing_for(cycle, clearer, key, blocked, gang)
     if answer is None:
         return False

@@ -123,6 +123,9 @@ class Cycle:
 
     def depart(self, gang: Gang, binding: Binding) -> None:
         """The gang will soon hold no more than `binding`: its queue's guarantee counts that already."""
+        if not binding:
+            self.state.tree.depart(gang.queue, gang.charge)
+            return
         after = self.state.machines.charge(binding)
         gpus, domains = gang.charge.gpus - after.gpus, gang.charge.domains - after.domains
         self.state.tree.depart(gang.queue, Charge(max(0, gpus), max(0, domains)))

@@ -17,6 +17,8 @@ from rackscale.workload import Shape
 
 CANDIDATES = 16
 """Domains that are tried for being opened, those with the fewest nodes to move first."""
+GANGS = 8
+"""Gangs that a domain is sought for in one decision, the first in line."""
 MOST_SAVED_S = 4 * 3600.0
 """A gang that nobody knows the start of is taken to wait so much longer (assumed)."""
 
@@ -40,14 +42,24 @@ def defragment(cycle: Cycle) -> None:
     state = cycle.state
     if state.policy.defragment != "on" or not cycle.due:
         return
+    left = GANGS
     for blocked in cycle.blocked:
         gang = state.gangs[blocked.cls.entries[blocked.at][2]]
-        if gang.name in cycle.claimed:
+        if gang.name in cycle.claimed or not _could_open(blocked):
             continue
+        if not left:
+            return
+        left -= 1
         found = opening(cycle, blocked, gang)
         if found is not None:
             _open(cycle, gang, found)
             return
+
+
+def _could_open(blocked: Blocked) -> bool:
+    """Whether some shape of the class is one segment on GPUs, outside bookings."""
+    job = blocked.cls.job
+    return not job.cpu_only and job.booking is None and any(o.shape.segments == 1 for o in job.choices)
 
 
 def opening(cycle: Cycle, blocked: Blocked, gang: Gang) -> Opening | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rackscale.fleet.gangs import Gang, WaitClass
+from rackscale.fleet.queues import Past
 from rackscale.fleet.state import FleetState
 
 Key = tuple[int, bool, int, tuple[float, ...], int]
@@ -13,19 +14,22 @@ class Order:
 
     def __init__(self, state: FleetState, now_s: float) -> None:
         self._state, self._now_s = state, now_s
+        self.version = 0
+        """Grows with whatever moves shares."""
         self._shares: dict[tuple[str, str], tuple[float, ...]] = {}
-        self._use: dict[object, float] = {}
-        """By queue, and by queue and user, without what this decision gives."""
+        self._past: dict[tuple[str, str], Past] = {}
+        """By queue and user, without what this decision gives."""
 
     def share(self, queue: str, user: str) -> tuple[float, ...]:
         found = self._shares.get((queue, user))
         if found is None:
-            found = self._shares[queue, user] = self._state.tree.share(queue, user, self._now_s, self._use)
+            found = self._shares[queue, user] = self._state.tree.share(queue, user, self._now_s, self._past)
         return found
 
     def given(self) -> None:
         """Nodes were given away: shares are worked out again."""
         self._shares.clear()
+        self.version += 1
 
     def of_entry(self, cls: WaitClass, at: int) -> Key:
         """The key of the gang at a position of its class."""

@@ -27,19 +27,20 @@ def place_waiting(cycle: Cycle) -> None:
     one of its queues holds less than before: nothing else could help it without moving anybody.
     """
     order = cycle.order
-    heads = [(order.of_entry(cls, 0), n, cls, 0) for n, cls in enumerate(_hopeful(cycle))]
+    heads = [(order.of_entry(cls, 0), n, cls, 0, 0) for n, cls in enumerate(_hopeful(cycle))]
     heapq.heapify(heads)
     unfit: set[tuple[object, ...]] = set()
     while heads:
-        key, n, cls, at = heapq.heappop(heads)
-        now = order.of_entry(cls, at)
-        if now > key:  # its queue was given nodes meanwhile
-            heapq.heappush(heads, (now, n, cls, at))
-            continue
+        key, n, cls, at, version = heapq.heappop(heads)
+        if version != order.version:
+            now = order.of_entry(cls, at)
+            if now > key:  # its queue was given nodes meanwhile
+                heapq.heappush(heads, (now, n, cls, at, order.version))
+                continue
         verdict = _try(cycle, key, cls, at, unfit)
         if verdict is None:
             if at + 1 < len(cls.entries):
-                heapq.heappush(heads, (order.of_entry(cls, at + 1), n, cls, at + 1))
+                heapq.heappush(heads, (order.of_entry(cls, at + 1), n, cls, at + 1, order.version))
         elif verdict != LIMITED:
             cycle.blocked.append(Blocked(key, cls, at))
             if not cycle.state.policy.backfill:

@@ -15,18 +15,18 @@ from math import inf
 
 from rackscale.events import Segment
 from rackscale.fleet.gangs import Gang, Status
-from rackscale.fleet.machines import domains_of
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
 from rackscale.scheduler.elastic import shrinkings
-from rackscale.scheduler.exact import MOST, smallest_set
+from rackscale.scheduler.exact import MOST, cheapest_set, smallest_set
 from rackscale.scheduler.price import Rules, Taker, cost, evictions_left, price
 from rackscale.scheduler.victims import Ask, Clearing, Victim
 
 GIVE_UP = 4
-"""Domains without a lawful set of victims that are looked at per wanted candidate, before the search ends."""
+"""Domains without a lawful set of victims that are looked at per wanted candidate (but at least `ALL`), before the
+search ends."""
 ALL = 256
 """Domains that are looked at in the end where the first candidates don't suffice."""
 FEW_GANGS = 64
@@ -39,11 +39,39 @@ ANYBODY = 1 << 62
 """A priority above all others: reclaiming looks at everybody."""
 
 
+class Known:
+    """What searches of one decision need not find out again. Room in domains only becomes less in a decision."""
+
+    def __init__(self) -> None:
+        self.prices: dict[str, float] = {}
+        """Gang -> GPU-seconds."""
+        self.refused: dict[object, dict[int, int]] = {}
+        """What takers are alike in -> nodes wanted -> domains in which so many could not be freed."""
+        self._leave = 0
+        self._seen: set[str] = set()
+
+    def leave(self, state: FleetState, leaving: set[str]) -> int:
+        """Domains of gangs that leave anyway."""
+        new = [name for name in (*state.leaving, *leaving) if name not in self._seen]
+        self._seen.update(new)
+        index, found = state.index, self._leave
+        for name in new:
+            for segment in state.gangs[name].binding:
+                found |= 1 << index[segment.domain]
+        self._leave = found
+        return found
+
+
 class Clearer:
     """Searches victims for one gang. Claims what it picks in the occupancy's what-if and takes it back."""
 
     def __init__(
-        self, state: FleetState, now_s: float, leaving: set[str], evicted: Mapping[str, int]
+        self,
+        state: FleetState,
+        now_s: float,
+        leaving: set[str],
+        evicted: Mapping[str, int],
+        known: Known | None = None,
     ) -> None:
         self.state, self.now_s = state, now_s
         self.leaving = leaving
@@ -58,7 +86,9 @@ class Clearer:
         self.queues: frozenset[str] | None = NO_QUOTAS
         self._lawful: dict[str, bool] = {}
         """Gang -> whether it may be interrupted, quotas and budgets aside."""
-        self._prices: dict[str, float] = {}
+        self._known = known or Known()
+        self.refused: dict[int, int] = {}
+        """Nodes wanted -> domains in which so many could not be freed for such a taker."""
         self.rules: Rules
         self.enough: list[int] = []
         """enough[k]: domains where gangs that could be taken hold at least k nodes, or somebody leaves anyway."""
@@ -145,6 +175,15 @@ class Clearer:
         ]
         few = max(LEAST, self.state.policy.candidate_domains // max(1, len(groups)), shape.segments)
         self.enough = self._enough(ask)
+        taker = ask.taker
+        about = (
+            taker.priority,
+            taker.queue,
+            taker.charge if self.reclaims else None,
+            self.rules.straddle,
+            self.shrinks,
+        )
+        self.refused = self._known.refused.setdefault(about, {})
         best: Clearing | None = None
         for limit in (few, max(few, ALL)):
             self.limit, self.truncated = limit, False
@@ -158,13 +197,8 @@ class Clearer:
 
     def _enough(self, ask: Ask) -> list[int]:
         state = self.state
-        leave = domains_of(
-            state.index[segment.domain]
-            for name in (*state.leaving, *self.leaving)
-            for segment in state.gangs[name].binding
-        )
         found = [*state.tenants.below(ANYBODY if self.reclaims else ask.taker.priority).buckets, 0]
-        so_far = leave
+        so_far = self._known.leave(state, self.leaving)
         for nodes in range(len(found) - 1, -1, -1):
             so_far |= found[nodes]
             found[nodes] = so_far
@@ -275,9 +309,10 @@ class Clearer:
         return found
 
     def _price(self, gang: Gang) -> float:
-        found = self._prices.get(gang.name)
+        prices = self._known.prices
+        found = prices.get(gang.name)
         if found is None:
-            found = self._prices[gang.name] = price(self.state, gang, self.now_s)
+            found = prices[gang.name] = price(self.state, gang, self.now_s)
         return found
 
     def _smaller(self, gang: Gang, d: int, short: int, usable: int) -> list[Victim]:
@@ -363,7 +398,7 @@ class _Search:
                 continue
             if victims is not None:
                 return price, d, victims
-            exact = self._exact(d)
+            exact = cheapest_set(*self.options[d])
             if exact is not None:
                 heappush(heap, (exact[0], d, version, exact[1]))
         return None
@@ -372,15 +407,20 @@ class _Search:
         """Domains with the most room, so the fewest nodes to clear, first."""
         clearer, state = self.clearer, self.state
         occupancy, nodes = state.occupancy, self.nodes
-        enough = clearer.enough
+        enough, within = clearer.enough, self.within
+        for wanted, domains in clearer.refused.items():
+            if wanted <= nodes:
+                within &= ~domains
         refused = 0
         for room in range(len(occupancy.buckets) - 1, -1, -1):
             short = min(max(0, nodes - room), len(enough) - 1)
-            for d in members(occupancy.buckets[room] & self.within & enough[short]):
-                if len(self.heap) >= clearer.limit or refused > GIVE_UP * clearer.limit:
+            for d in members(occupancy.buckets[room] & within & enough[short]):
+                if len(self.heap) >= clearer.limit or refused > max(GIVE_UP * clearer.limit, ALL):
                     clearer.truncated = True
                     return
-                refused += not self._look(d)
+                if not self._look(d):
+                    refused += 1
+                    clearer.refused[nodes] = clearer.refused.get(nodes, 0) | 1 << d
 
     def _look(self, d: int) -> bool:
         """Bound the price of clearing domain d from below; False if it can't be cleared."""
@@ -412,34 +452,6 @@ class _Search:
             bound += victim.price
             left -= victim.gives
         return False
-
-    def _exact(self, d: int) -> tuple[float, tuple[Victim, ...]] | None:
-        """The cheapest set of victims that frees enough nodes of domain d: a knapsack over nodes."""
-        short, options = self.options[d]
-        options = sorted(options, key=lambda v: (v.name, v.gives))
-        best: list[tuple[float, int, float, tuple[Victim, ...]] | None] = [None] * (short + 1)
-        best[0] = (0.0, 0, 0.0, ())
-        at = 0
-        while at < len(options):
-            end = at + 1
-            while end < len(options) and options[end].name == options[at].name:
-                end += 1
-            ways, at = options[at:end], end
-            for have in range(short - 1, -1, -1):
-                base = best[have]
-                if base is None:
-                    continue
-                for victim in ways:
-                    total = min(short, have + victim.gives)
-                    price = base[0] + victim.price
-                    known = best[total]
-                    if known is not None and price > known[0]:
-                        continue
-                    answer = (price, base[1] + victim.priority, base[2] + victim.age_s, (*base[3], victim))
-                    if known is None or answer[:3] < known[:3]:
-                        best[total] = answer
-        found = best[short]
-        return None if found is None else (found[0], found[3])
 
 
 def _by_unit_price(victim: Victim) -> tuple[float, int, float, str]:

@@ -86,7 +86,7 @@ class Rules:
 
     def __init__(self, state: FleetState, taker: Taker, now_s: float, *, straddle: bool = False) -> None:
         self._state, self._taker, self._now_s = state, taker, now_s
-        self._straddle = straddle
+        self.straddle = straddle
         self._known: dict[str, Rule] = {}
 
     def changed(self) -> None:
@@ -106,7 +106,7 @@ class Rules:
         if not tree.guaranteed:
             return Rule(False, spent, inf, inf)
         owed = state.policy.reclaim and tree.owed(name, taker.queue, taker.charge)
-        return Rule(owed, spent, *tree.can_spare(name, taker.queue, straddle=self._straddle and owed))
+        return Rule(owed, spent, *tree.can_spare(name, taker.queue, straddle=self.straddle and owed))
 
     def interruptible(self, gang: Gang) -> str | None:
         """Why the gang may not be interrupted for the taker, quotas aside."""
