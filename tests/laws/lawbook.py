@@ -220,8 +220,11 @@ def check_state(state: FleetState) -> None:
 
 
 def check_nobody_waits_for_nothing(state: FleetState, waiting: list[str]) -> None:
-    """What fits was started, unless the next decision is due already."""
-    if state.dirty or (state.wake_at_s is not None and state.wake_at_s <= state.now_s):
+    """What fits was started, unless the next decision is due already, or a reservation keeps it waiting.
+
+    That reservations hold nobody back for nothing is what `tests/laws/promises.py` judges.
+    """
+    if state.reserved or state.dirty or (state.wake_at_s is not None and state.wake_at_s <= state.now_s):
         return
     for name in waiting:
         job = state.jobs[state.gangs[name].job]
