@@ -238,8 +238,9 @@ class Clearer:
 
     def _trial(self, victim: Victim, gangs: int) -> None:
         gang = self.state.gangs[victim.name]
-        self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, self._gives(victim), -gangs)
-        self.rules.changed()
+        gives = self._gives(victim)
+        self.state.tree.trial(gang.queue, self.state.jobs[gang.job].user, gives, -gangs)
+        self.rules.gave(gang.queue, gives, gangs)
 
     def pick(self, victims: Iterable[Victim]) -> str | None:
         """Take these victims; or the name of one that budgets or quotas protect now that others are taken."""

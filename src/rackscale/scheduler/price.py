@@ -87,11 +87,16 @@ class Rules:
     def __init__(self, state: FleetState, taker: Taker, now_s: float, *, straddle: bool = False) -> None:
         self._state, self._taker, self._now_s = state, taker, now_s
         self.straddle = straddle
+        self._day = int(now_s // DAY_S)
         self._known: dict[str, Rule] = {}
 
-    def changed(self) -> None:
-        """Queues hold other amounts now."""
-        self._known.clear()
+    def gave(self, name: str, gives: Charge, gangs: int) -> None:
+        """The queue lost so much to the taker (`gangs` = 1) or got it back (-1)."""
+        rule = self._known.get(name)
+        self._known.clear()  # queues above it hold other amounts, too
+        if rule is not None and not self.straddle:
+            left = rule.gpus - gangs * gives.gpus, rule.micro_domains - gangs * gives.domains
+            self._known[name] = Rule(rule.owed, rule.spent, *left)
 
     def of(self, name: str) -> Rule:
         found = self._known.get(name)
@@ -112,16 +117,18 @@ class Rules:
         """Why the gang may not be interrupted for the taker, quotas aside."""
         if gang.status is not Status.RUNNING:
             return "not-running"
-        state, now_s = self._state, self._now_s
+        state = self._state
         job, policy, rule = state.jobs[gang.job], state.policy, self.of(gang.queue)
         if not job.preemptible:
             return "not-preemptible"
         if gang.priority >= self._taker.priority and not rule.owed:
             return "priority"
         assert gang.started_s is not None
-        if now_s - gang.started_s < max(policy.min_runtime_s, job.durability.restart_s):
+        ran_s = self._now_s - gang.started_s
+        if ran_s < policy.min_runtime_s or ran_s < job.durability.restart_s:
             return "minimum-run-time"
-        if gang.evicted_today(now_s) >= policy.max_evictions_per_day:
+        evictions = gang.evictions_today if gang.evictions_day == self._day else 0
+        if evictions >= policy.max_evictions_per_day:
             return "gang-budget"
         return "queue-budget" if rule.spent else None
 
