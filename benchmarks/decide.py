@@ -175,6 +175,8 @@ class Fleet:
         Returns both and how many wait in the second. The state that they are tried on is thrown away.
         """
         state = self.state.fork()
+        state.dirty, state.retry_at_s = True, None
+        decide(state, state.now_s)  # a fork knows nothing yet of when domains come free; a live state does
         missing = WAITING - state.waiting.size
         for job in itertools.islice(_many(seed), max(0, missing)):
             state.fold(Submitted(at_s=state.now_s, job=job))

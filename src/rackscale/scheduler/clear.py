@@ -14,7 +14,7 @@ from rackscale.scheduler.preempt import Clearer, Known
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Clearing
 
-SEARCHES = 64
+SEARCHES = 32
 """Searches for victims in one decision, at most; those who are not reached have their turn at the next retry."""
 
 
