@@ -300,7 +300,7 @@ class Histories(RuleBasedStateMachine):
     def everything_gets_its_turn(self) -> None:
         """All hardware is well, nothing is planned, nobody is limited: what could ever run runs and ends."""
         now_s, every = self.now_s, list(self.facts.specs)
-        self.batch += [ev.Configured(at_s=now_s, policy=Policy(priorities=some.PRIORITIES))]
+        self.batch += [ev.Configured(at_s=now_s, policy=Policy(priorities=some.PRIORITIES, spares="none"))]
         self.batch += [ev.Unplanned(at_s=now_s, maintenance=name) for name in self.facts.maintenance]
         self.batch += [ev.Unbooked(at_s=now_s, booking=name) for name in self.facts.bookings]
         absent = tuple(map(self.facts.specs.__getitem__, self.facts.absent))
