@@ -99,7 +99,7 @@ class Made(Struct, frozen=True, kw_only=True):
     forecasts: tuple[Forecast, ...]
     """Of the jobs in the question."""
     moved: tuple[Forecast, ...]
-    """Of those that have to leave: when they start again."""
+    """Of gangs that have to leave: when they start again; `end_s` alone where they end before they have to."""
     lost_gpu_h: float
     """At most: work since the victims' last checkpoints."""
     restart_gpu_h: float
@@ -123,12 +123,12 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: Drain | None = None) -> Ma
     actions = preview(state, events)
     reasons = [action.reason for action in actions]
     movers = {
-        state.gangs[action.gang].job
+        action.gang
         for action in actions
         if isinstance(action, Preempt | Restart | Requeue) and action.gang in state.gangs
     }
     if drain is not None and drain.deadline_s is not None:
-        movers |= {gang.job for gang in gangs_on(state, drain.target)}
+        movers |= {gang.name for gang in gangs_on(state, drain.target)}
     names = [job.name for job in jobs]
     found = forecast(state, events, names=names, moved=sorted(movers - set(names)), now_s=at_s)
     return Made(

@@ -151,9 +151,13 @@ def forecasts(items: tuple[Forecast, ...], now_s: float) -> Table:
 
 
 def moved(items: tuple[Forecast, ...], now_s: float) -> Table:
-    """When those that have to leave start and work again, counted from now."""
+    """When those that have to leave start and work again, counted from now; who ends before that is not touched."""
     table = plain("moves", "starts again in", "works again in")
     for item in items:
+        if item.start_s is None and item.end_s is not None:
+            ends = f"ends before, in {words.duration(max(0.0, item.end_s - now_s))}"
+            table.add_row(item.job, ends, "-")
+            continue
         again = (
             "not within the horizon" if at_s is None else words.duration(max(0.0, at_s - now_s))
             for at_s in (item.start_s, item.running_s)
