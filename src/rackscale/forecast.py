@@ -98,9 +98,10 @@ class _Watch:
             if name not in self.state.gangs if moves else job is None:
                 self._end[name] = self.state.now_s
                 del self.open[name]
-            elif moves or (job is not None and job.kind == "service"):
-                if self._all(name, self._running) is not None:
-                    del self.open[name]
+            elif (moves or (job is not None and job.kind == "service")) and self._all(
+                name, self._running
+            ) is not None:
+                del self.open[name]
 
     def _decided(self, event: Decided) -> None:
         for action in event.plan.actions:

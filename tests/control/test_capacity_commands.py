@@ -35,6 +35,7 @@ from rackscale.events import (
     Plan,
     Planned,
     Reason,
+    Ticked,
     Unbooked,
     Undrained,
     Unplanned,
@@ -130,6 +131,27 @@ def test_a_job_runs_in_a_booking_that_exists_and_is_large_enough(world: World) -
     _, reply = ask(world, Submit(jobs=(large,)))
     assert reply.message == "a: the booking 'k' keeps only 1 x 4 nodes"
     assert ask(world, Submit(jobs=(inside,)))[1].outcome == "done"
+
+
+def test_a_job_that_its_booking_has_no_time_for_is_refused(world: World) -> None:
+    """100 s are booked, and 60 s go for the start; a shape that is faster, and has room, counts."""
+    ask(world, Book(booking=booking()))
+    slow = replace(job("slow", 4), booking="k", duration_s=41.0)
+    _, reply = ask(world, Submit(jobs=(slow,)))
+    assert reply.outcome == "refused"
+    assert reply.message == (
+        "slow: can never start: it takes 101 s with its start, and 100 s of the booking 'k' are to come"
+    )
+    assert ask(world, Submit(jobs=(replace(slow, name="fits", duration_s=40.0),)))[1].outcome == "done"
+    assert ask(world, Submit(jobs=(replace(slow, name="unknown", duration_s=None),)))[1].outcome == "done"
+    fast = Offer(shape=Shape(nodes_per_segment=3), throughput=1.1)
+    assert ask(world, Submit(jobs=(replace(slow, name="fast", offers=(fast,)),)))[1].outcome == "done"
+    too_wide = Offer(shape=Shape(nodes_per_segment=5), throughput=2.0)
+    assert ask(world, Submit(jobs=(replace(slow, name="wide", offers=(too_wide,)),)))[1].outcome == "refused"
+    world.state.fold(Ticked(at_s=150.0))
+    late, reply = answer(world.state, Submit(jobs=(replace(slow, name="late", duration_s=1.0),)), 150.0)
+    assert not late
+    assert "50 s of the booking 'k' are to come" in reply.message
 
 
 # -- maintenance -----------------------------------------------------------------------------------------------------

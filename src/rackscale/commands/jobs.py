@@ -31,7 +31,8 @@ from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 from rackscale.scheduler.fit import ever_fits
 from rackscale.spec.tree import Cost, never_runs
-from rackscale.workload import NAME_RULE, Booking, Job, Shape
+from rackscale.spec.windows import never_inside
+from rackscale.workload import NAME_RULE, Booking, Job
 
 DEFAULT_QUEUE = "default"
 """Exists without being configured."""
@@ -47,7 +48,7 @@ def preview(state: FleetState, events: Iterable[Event]) -> tuple[Action, ...]:
 
 def submit(state: FleetState, command: Submit, now_s: float) -> Answer:
     """Accept all jobs or none."""
-    problems = [problem for job in command.jobs for problem in _problems(state, job)]
+    problems = [problem for job in command.jobs for problem in _problems(state, job, now_s)]
     names = Counter(job.name for job in command.jobs)
     problems += [f"{name}: submitted {n} times at once" for name, n in names.items() if n > 1]
     if problems:
@@ -68,7 +69,7 @@ def submit(state: FleetState, command: Submit, now_s: float) -> Answer:
     return done(tuple(events), f"submitted {count(len(new), 'job')}{same}")
 
 
-def _problems(state: FleetState, job: Job) -> Iterable[str]:
+def _problems(state: FleetState, job: Job, now_s: float) -> Iterable[str]:
     """Why the job can't be submitted now, one line each."""
     if not re.fullmatch(NAME_RULE, job.name):
         yield f"{job.name!r}: a name is letters, digits, '.', '_' or '-', and begins and ends with a letter or digit"
@@ -88,7 +89,7 @@ def _problems(state: FleetState, job: Job) -> Iterable[str]:
         named.append(str(error) + (f"; {error.hint}" if error.hint else ""))
     yield from (f"{job.name}: {problem}" for problem in named)
     if not named:
-        yield from (f"{job.name}: {problem}" for problem in _impossible(state, job, booking))
+        yield from (f"{job.name}: {problem}" for problem in _impossible(state, job, booking, now_s))
 
 
 def unknown_names(state: FleetState, asked: Job | Booking) -> Iterator[str]:
@@ -104,24 +105,23 @@ def unknown_names(state: FleetState, asked: Job | Booking) -> Iterator[str]:
             yield str(error) + (f"; {error.hint}" if error.hint else "")
 
 
-def _impossible(state: FleetState, job: Job, booking: Booking | None) -> Iterator[str]:
+def _impossible(state: FleetState, job: Job, booking: Booking | None, now_s: float) -> Iterator[str]:
     """Why a job whose names are right could never run."""
     shape = job.shape
     if not ever_fits(state, job):
         more = f", nor any of its {count(len(job.offers), 'other shape')}" if job.offers else ""
         yield f"no cluster could ever hold {shape.segments} x {shape.nodes_held_per_segment} nodes{more}"
-    elif booking is not None and not any(_fits_in(offer.shape, booking) for offer in job.choices):
-        kept = booking.shape
-        yield f"the booking {booking.name!r} keeps only {kept.segments} x {kept.nodes_held_per_segment} nodes"
+    elif booking is not None and (reason := never_inside(job, booking, _window_s(booking, now_s))):
+        yield reason
     elif state.tree.limited or state.tree.guaranteed:
         reason = never_runs(job, state.queues, _costs(state, job))
         if reason is not None:
             yield f"can never start: {reason}"
 
 
-def _fits_in(shape: Shape, booking: Booking) -> bool:
-    kept = booking.shape
-    return shape.nodes_held_per_segment <= kept.nodes_held_per_segment and shape.nodes_held <= kept.nodes_held
+def _window_s(booking: Booking, now_s: float) -> float:
+    """Seconds of the booking that are still to come."""
+    return booking.end_s - max(booking.start_s, now_s)
 
 
 def _costs(state: FleetState, job: Job) -> list[Cost]:

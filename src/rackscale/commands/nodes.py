@@ -11,6 +11,7 @@ from rackscale.events import Drained, Event, NodeRepaired, Undrained
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.health import LEMON
 from rackscale.fleet.state import FleetState
+from rackscale.spec.times import span
 
 
 def change_nodes(state: FleetState, command: Drain | Undrain | Repair, now_s: float) -> Answer:
@@ -76,14 +77,6 @@ def _leaves_sooner(state: FleetState, gang: Gang, by_s: float) -> bool:
         return False
     tell_s = by_s - state.jobs[gang.job].durability.grace_s
     return tell_s < state.evacuating.get(gang.name, (inf, ""))[0]
-
-
-def span(seconds: float) -> str:
-    """`90 s`, `12 min`, `2 h 30`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d}"
 
 
 def resolve(state: FleetState, name: str) -> tuple[str, tuple[int, ...] | None]:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from rackscale.commands.jobs import unknown_names
-from rackscale.commands.nodes import resolve, span
+from rackscale.commands.nodes import resolve
 from rackscale.commands.vocabulary import Answer, count, done, refused, unchanged
 from rackscale.errors import UnknownNameError
 from rackscale.events import Booked, Planned, Unbooked, Unplanned
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.fit import ever_fits
+from rackscale.spec.times import span
 from rackscale.spec.windows import RESERVED
 from rackscale.workload import NAME_RULE, Booking, Job, Maintenance
 

@@ -153,7 +153,8 @@ def _booking(it: Obstacle, now_s: float) -> str:
         "not-begun": f"booking {it.subject} has not begun: it begins {at}"
         if it.at_s is not None and it.at_s > now_s
         else f"booking {it.subject} is due, but has no nodes yet",
-        "outlives": f"it would not end before booking {it.subject} does {at}",
+        "outlives": f"it can never start in booking {it.subject}, which ends {at}: it takes {duration(it.takes_s)},"
+        f" and {duration(it.lasts_s)} of the booking are to come",
         "full": f"the nodes of booking {it.subject}, which ends {at}, are in use",
     }[it.detail or "unknown"]
 

@@ -90,6 +90,10 @@ class Obstacle(Struct, frozen=True, kw_only=True, omit_defaults=True):
     domains: tuple[str, ...] = ()
     at_s: float | None = None
     """When it is expected to be out of the way, or what is in the way begins."""
+    takes_s: float = 0.0
+    """Of a booking that it would outlive: how long it takes from start to end,"""
+    lasts_s: float = 0.0
+    """and how much of the booking is to come."""
     unit: Literal["gpus", "domains", "gangs"] | None = None
     """Of `used`, `asks` and `limit`."""
     used: float = 0.0

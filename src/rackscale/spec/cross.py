@@ -17,7 +17,7 @@ from rackscale.spec.shapes import JOB
 from rackscale.spec.site import FleetDocument
 from rackscale.spec.tree import Cost, never_runs, tree_faults
 from rackscale.spec.validate import JOB_KINDS, Document
-from rackscale.spec.windows import MaintenanceDocument
+from rackscale.spec.windows import BookingDocument, MaintenanceDocument, never_inside
 from rackscale.workload import Job, Policy, Queue
 
 DEFAULT_QUEUE = JOB.queue
@@ -85,9 +85,11 @@ def cross_check(documents: Sequence[Document], around: Surroundings) -> Iterator
         yield from _unknown(asker, "booking", "unknown booking", None, around.bookings)
         if around.fleet is not None:
             yield from misplaced(asker, around.fleet, keep_spares=around.keep_spares)
+    bookings = {d.model.name: d.model for d in documents if isinstance(d.model, BookingDocument)}
     for job in jobs:
         yield from _unservable(job, jobs, is_site=is_site)
         yield from _never_runs(job, around)
+        yield from _never_inside(job, bookings)
     if around.fleet is not None:
         for document in documents:
             if document.kind == "Maintenance":
@@ -117,6 +119,18 @@ def _never_runs(document: Document, around: Surroundings) -> Iterator[Problem]:
     reason = never_runs(job, around.queues, _costs(job, around.fleet or ()))
     if reason is not None:
         yield document.problem(("queue",), f"can never start: {reason}")
+
+
+def _never_inside(document: Document, bookings: Mapping[str, BookingDocument]) -> Iterator[Problem]:
+    """A job that its booking, from the same documents, has no room or no time for."""
+    model = document.model
+    booking = bookings.get(model.booking or "") if isinstance(model, JobDocument) else None
+    if not isinstance(model, JobDocument) or booking is None or booking.start.basis != booking.until.basis:
+        return
+    job = model.work(document.raw.folder, document.source).job
+    reason = never_inside(job, booking.value(), booking.until.s - booking.start.s)
+    if reason is not None:
+        yield document.problem(("booking",), reason)
 
 
 def _costs(job: Job, fleet: Sequence[DomainSpec]) -> list[Cost]:

@@ -87,3 +87,11 @@ Stated = Annotated[When, PlainValidator(when), WithJsonSchema({"anyOf": [*_SCHEM
 
 Fixed = Annotated[When, PlainValidator(_fixed), WithJsonSchema({"anyOf": _SCHEMAS})]
 """A time that means the same whenever the document is read again: of a rehearsal, or a date."""
+
+
+def span(seconds: float) -> str:
+    """`90 s`, `12 min`, `2 h 30`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d}"
