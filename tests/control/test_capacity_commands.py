@@ -154,6 +154,62 @@ def test_a_job_that_its_booking_has_no_time_for_is_refused(world: World) -> None
     assert "50 s of the booking 'k' are to come" in reply.message
 
 
+def test_a_booking_that_others_leave_no_room_for_is_refused_with_a_time_that_fits() -> None:
+    """Two of three domains are booked: there is none for a pair until the first booking is over."""
+    world = World(*(domain(i) for i in range(3)))
+    for name, end_s in (("a", 200.0), ("b", 300.0)):
+        asked = booking(name, shape=Shape(nodes_per_segment=16), end_s=end_s)
+        assert ask(world, Book(booking=asked))[1].outcome == "done"
+    pair = booking("pair", shape=Shape(segments=2, nodes_per_segment=16), start_s=150.0, end_s=250.0)
+    _, reply = ask(world, Book(booking=pair))
+    assert reply.outcome == "refused"
+    assert reply.message == (
+        "pair: there is no room for 2 x 16 nodes at that time beside a and b:"
+        " only 1 domain has 16 nodes free for all of it"
+    )
+    assert reply.hint == (
+        "the next time that fits begins in 3 min: --from 1970-01-01T00:03:20Z --until 1970-01-01T00:05Z"
+    )
+    later = replace(pair, start_s=200.0, end_s=300.0)
+    assert ask(world, Book(booking=later))[1].outcome == "done"
+    beside = booking("beside", shape=Shape(nodes_per_segment=1), start_s=100.0, end_s=300.0)
+    assert ask(world, Book(booking=beside))[1].outcome == "done"
+
+
+def test_maintenance_and_bookings_on_one_domain_are_counted_together() -> None:
+    """17 usable nodes less 6 in maintenance and 7 booked leave 4."""
+    world = World(domain(0))
+    ask(world, Maintain(maintenance=maintenance(domain="us-000", nodes=(0, 1, 2, 3, 4, 5))))
+    assert ask(world, Book(booking=booking("a", shape=Shape(nodes_per_segment=7))))[1].outcome == "done"
+    _, reply = ask(world, Book(booking=booking("b", shape=Shape(nodes_per_segment=5))))
+    assert "beside a and m: no domain has 5 nodes free" in reply.message
+    assert ask(world, Book(booking=booking("c", shape=Shape(nodes_per_segment=4))))[1].outcome == "done"
+
+
+def test_what_runs_and_what_comes_later_are_in_no_booking_s_way(world: World) -> None:
+    world.submit(*(job(f"j{i}", 17) for i in range(3)))
+    assert ask(world, Book(booking=booking(shape=Shape(nodes_per_segment=17))))[1].outcome == "done"
+    ask(world, Announce(domains=(domain(9, cluster="new"),), ready_s=5000.0))
+    early = booking("early", cluster="new", shape=Shape(nodes_per_segment=17))
+    _, reply = ask(world, Book(booking=early))
+    assert reply.outcome == "refused"
+    assert reply.hint is not None
+    assert "begins in 83 min" in reply.hint
+
+
+def test_maintenance_says_which_booking_it_leaves_no_room_for() -> None:
+    world = World(domain(0), domain(1))
+    ask(world, Book(booking=booking(shape=Shape(segments=2, nodes_per_segment=16))))
+    _, reply = ask(world, Maintain(maintenance=maintenance("m", nodes=(3,))))
+    assert reply.message == "planned m on c/us-001/n03, which begins in 90 s and lasts 100 s"
+    _, reply = ask(world, Maintain(maintenance=maintenance("n", nodes=(4,))))
+    assert reply.outcome == "done"
+    assert reply.message.endswith(
+        "; booking k no longer fits: there is no room for 2 x 16 nodes at that time beside m and n:"
+        " only 1 domain has 16 nodes free for all of it"
+    )
+
+
 # -- maintenance -----------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +217,7 @@ def test_a_maintenance_is_planned_once_and_called_off(world: World) -> None:
     events, reply = ask(world, Maintain(maintenance=maintenance(domain="c/us-001/n03")))
     planned = maintenance(domain="c/us-001", nodes=(3,))
     assert events == (Planned(at_s=NOW_S, maintenance=planned),)
-    assert reply.message == "planned m on c/us-001, which begins in 90 s and lasts 100 s"
+    assert reply.message == "planned m on c/us-001/n03, which begins in 90 s and lasts 100 s"
     assert ask(world, Maintain(maintenance=planned))[1].outcome == "unchanged"
     assert ask(world, Unmaintain(maintenance="m"))[0] == (Unplanned(at_s=NOW_S, maintenance="m"),)
     assert ask(world, Unmaintain(maintenance="m"))[1].outcome == "refused"

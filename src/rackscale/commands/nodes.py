@@ -93,6 +93,11 @@ def resolve(state: FleetState, name: str) -> tuple[str, tuple[int, ...] | None]:
     return domains[0], None if node is None else (node,)
 
 
+def called(domain: str, nodes: tuple[int, ...] | None) -> str:
+    """What `resolve` takes: the domain, or nodes of it as `us-007/n03+n04`."""
+    return domain if nodes is None else f"{domain}/{'+'.join(f'n{node:02d}' for node in nodes)}"
+
+
 def _domains(state: FleetState, name: str) -> list[str]:
     if name in state.index:
         return [name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -139,6 +140,13 @@ Answer = tuple[tuple[Event, ...], Reply]
 def count(number: int, what: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def joined(names: Sequence[str], most: int = 4) -> str:
+    """`a`, `a and b`, `a, b, c, d and 3 more`."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def refused(problems: list[str], hint: str | None = None) -> Answer:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import ceil
 
 from msgspec.structs import replace
 
 from rackscale.commands.jobs import unknown_names
-from rackscale.commands.nodes import resolve
-from rackscale.commands.vocabulary import Answer, count, done, refused, unchanged
+from rackscale.commands.nodes import called, resolve
+from rackscale.commands.vocabulary import Answer, count, done, joined, refused, unchanged
 from rackscale.errors import UnknownNameError
 from rackscale.events import Booked, Planned, Unbooked, Unplanned
 from rackscale.fleet.state import FleetState
+from rackscale.scheduler.bookable import Vacancy, crowded_out, vacancy
 from rackscale.scheduler.fit import ever_fits
-from rackscale.spec.times import span
+from rackscale.spec.times import dated, span
 from rackscale.spec.windows import RESERVED
 from rackscale.workload import NAME_RULE, Booking, Job, Maintenance
 
@@ -33,7 +35,34 @@ def book(state: FleetState, booking: Booking, now_s: float) -> Answer:
         named.append(f"no cluster could ever hold {shape.segments} x {shape.nodes_per_segment} nodes")
     if problems or named:
         return refused([f"{booking.name}: {problem}" for problem in (*problems, *named)])
+    found = vacancy(state, booking, now_s)
+    if not found.in_time(now_s):
+        return refused([f"{booking.name}: {_crowded(found)}"], _instead(found, now_s))
     return done((Booked(at_s=now_s, booking=booking),), f"booked {booking.name}{_begins(booking, now_s)}")
+
+
+def _crowded(found: Vacancy) -> str:
+    """What is short, and why, in numbers."""
+    shape = found.booking.shape
+    nodes, roomy = shape.nodes_held_per_segment, found.roomy_domains
+    has = {0: "no domain has", 1: "only 1 domain has"}.get(roomy, f"only {roomy} domains have")
+    beside = f" beside {joined(found.beside)}" if found.beside else ""
+    wanted = f"{shape.segments} x {nodes} nodes"
+    return (
+        f"there is no room for {wanted} at that time{beside}: {has} {count(nodes, 'node')} free for all of it"
+    )
+
+
+def _instead(found: Vacancy, now_s: float) -> str:
+    """The next time that would do."""
+    if found.start_s is None:
+        return "no later time is known either: ask for fewer nodes, or call something off"
+    lasts_s = found.booking.end_s - found.booking.start_s
+    start_s = ceil(found.start_s)
+    return (
+        f"the next time that fits begins in {span(start_s - now_s)}:"
+        f" --from {dated(start_s)} --until {dated(start_s + lasts_s)}"
+    )
 
 
 def _as_job(booking: Booking) -> Job:
@@ -80,7 +109,13 @@ def maintain(state: FleetState, maintenance: Maintenance, now_s: float) -> Answe
     if problems:
         return refused([f"{maintenance.name}: {problem}" for problem in problems])
     event = Planned(at_s=now_s, maintenance=maintenance)
-    return done((event,), f"planned {maintenance.name} on {domain}{_begins(maintenance, now_s)}")
+    message = (
+        f"planned {maintenance.name} on {called(domain, maintenance.nodes)}{_begins(maintenance, now_s)}"
+    )
+    if state.machines.calendar.bookings:
+        for late in crowded_out(state, maintenance, now_s):
+            message += f"; booking {late.booking.name} no longer fits: {_crowded(late)}"
+    return done((event,), message)
 
 
 def unmaintain(state: FleetState, name: str, now_s: float) -> Answer:

@@ -102,7 +102,9 @@ def never_inside(job: Job, booking: Booking, lasts_s: float) -> str | None:
     kept = booking.shape
     fitting = [offer for offer in job.choices if _fits_in(offer.shape, kept)]
     if not fitting:
-        return f"the booking {booking.name!r} keeps only {kept.segments} x {kept.nodes_held_per_segment} nodes"
+        return (
+            f"the booking {booking.name!r} keeps only {kept.segments} x {kept.nodes_held_per_segment} nodes"
+        )
     if job.duration_s is None:
         return None
     takes_s = job.durability.restart_s + job.duration_s / max(offer.throughput for offer in fitting)
