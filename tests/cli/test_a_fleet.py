@@ -65,7 +65,12 @@ def test_a_job_is_applied_explained_logged_cancelled_and_audited(
     assert "runs on c/us-000" in fleet("why", "life").out
     (holder,) = fleet("why", "us-000", "--json").json["room"]["held_by"]
     assert holder["gang"] == "life"
-    assert "life holds 1 nodes" in fleet("why", "us-000/n00").out
+    assert (
+        "1 node free to gangs beside 0 spares; 0 out of use\n  life holds 1 node,"
+        in fleet("why", "us-000").out
+    )
+    assert "life holds it, expected to end in" in fleet("why", "us-000/n00").out
+    assert fleet("why", "us-000/n01").out == "c/us-000/n01  FREE\n  it is free\n"
     hint = fleet("why", "lif", code=1).err
     assert hint == "rackscale: there is no job, NVLink domain or node 'lif'; did you mean 'life'?\n"
     shown = fleet("status", "--json").json

@@ -288,7 +288,9 @@ def test_a_drain_may_let_gangs_go_on_for_a_while(world: World) -> None:
     assert reply.outcome == "refused"
     events, reply = ask(world, Drain(target="other/us-000", deadline_s=7210.0))
     assert events == (Drained(at_s=NOW_S, domain="other/us-000", deadline_s=7210.0),)
-    assert reply.message == "other/us-000 is drained; 1 gang must leave within 2 h 00"
+    assert reply.message == (
+        "other/us-000 is drained; 1 gang must leave within 2 h 00, by 1970-01-01T02:00:10Z"
+    )
     for deadline_s, outcome in (
         (8000.0, "unchanged"),
         (7210.0, "unchanged"),

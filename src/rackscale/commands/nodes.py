@@ -11,7 +11,7 @@ from rackscale.events import Drained, Event, NodeRepaired, Undrained
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.health import LEMON
 from rackscale.fleet.state import FleetState
-from rackscale.spec.times import span
+from rackscale.spec.times import dated, span
 
 
 def change_nodes(state: FleetState, command: Drain | Undrain | Repair, now_s: float) -> Answer:
@@ -50,8 +50,9 @@ def _drain(
     if state.drained[d] & mask == mask and not any(_leaves_sooner(state, gang, by_s) for gang in gangs):
         return unchanged(f"{command.target} is drained already")
     event = Drained(at_s=now_s, domain=domain, nodes=nodes, deadline_s=deadline_s)
-    when = "" if deadline_s is None else f" within {span(deadline_s - now_s)}"
-    return done((event,), f"{command.target} is drained; {count(len(gangs), 'gang')} must leave{when}")
+    when = "" if deadline_s is None else f" within {span(deadline_s - now_s)}, by {dated(deadline_s)}"
+    leave = f"{count(len(gangs), 'gang')} must leave{when}" if gangs else "no gang is there"
+    return done((event,), f"{command.target} is drained; {leave}")
 
 
 def gangs_on(state: FleetState, target: str) -> list[Gang]:

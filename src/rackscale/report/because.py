@@ -324,20 +324,31 @@ def out_of_use(it: NodeOut, now_s: float) -> str:
     }  # fmt: skip
     cause = causes.get(it.why, f"in maintenance {it.why}")
     back = f", expected back {when(it.back_s, now_s)}" if it.back_s is not None else ""
+    if it.leave_by_s is not None and it.leave_by_s > now_s:
+        back = f": nothing new starts, and gangs must have left {when(it.leave_by_s, now_s)}"
     often = f", {it.failures} failures lately" if it.failures > 1 else ""
     return f"{named(it.nodes)} {cause}{back}{often}"
 
 
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
 def domain(it: WhyDomain) -> Iterator[str]:
-    """What holds a domain and what is to come, line by line."""
+    """What holds a domain or a node, and what is to come, line by line."""
     room, now_s = it.room, it.now_s
-    yield f"{room.room} nodes free to gangs beside {room.spares} spares; {room.out} out of use"
+    if it.node is None:
+        yield f"{_nodes(room.room)} free to gangs beside {room.spares} spares; {room.out} out of use"
+    elif room.room:
+        yield "it is free"
     for holder in room.held_by:
-        yield f"{holder.gang} holds {holder.nodes} nodes, expected to end {when(holder.expected_end_s, now_s)}"
+        what = _nodes(holder.nodes) if it.node is None else "it"
+        yield f"{holder.gang} holds {what}, expected to end {when(holder.expected_end_s, now_s)}"
     if room.kept_for:
-        yield f"nodes are kept for {listed(room.kept_for)}"
+        yield f"{'nodes are' if it.node is None else 'it is'} kept for {listed(room.kept_for)}"
     if room.promised_to:
-        yield f"promised to {listed(room.promised_to)}"
+        where = "" if it.node is None else f"nodes of {it.domain} are "
+        yield f"{where}promised to {listed(room.promised_to)}"
     for out in it.out:
         yield out_of_use(out, now_s)
     for window in it.windows:

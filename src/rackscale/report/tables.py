@@ -8,7 +8,8 @@ from rich.text import Text
 
 from rackscale.audit import Audit, Score
 from rackscale.events import Action, Forecast
-from rackscale.fleet.gangs import Status
+from rackscale.fleet.gangs import Gang, Status
+from rackscale.fleet.occupancy import members
 from rackscale.fleet.state import FleetState
 from rackscale.report import words
 from rackscale.scheduler.answers import DomainRoom
@@ -45,33 +46,54 @@ def actions(items: tuple[Action, ...]) -> Table:
 
 def status(state: FleetState, now_s: float) -> Stack:
     """The fleet and its gangs, for `rackscale status`."""
-    return Stack(_headline(state), Text(), _domains(state), Text(), _gangs(state, now_s))
+    return Stack(_headline(state), Text(), _domains(state, now_s), Text(), _gangs(state, now_s))
 
 
 def _headline(state: FleetState) -> Text:
     occupancy = state.occupancy
-    gpus = held = free = down = 0
+    gpus = held = going = free = kept = 0
     for d, spec in enumerate(state.domains):
+        up, on = occupancy.up[d], occupancy.held[d]
         gpus += spec.nodes * spec.gpus_per_node
-        held += occupancy.held[d].bit_count() * spec.gpus_per_node
+        held += on.bit_count() * spec.gpus_per_node
+        going += (on & ~up).bit_count() * spec.gpus_per_node
         free += occupancy.free[d].bit_count() * spec.gpus_per_node
-        down += (occupancy.full[d] & ~occupancy.up[d]).bit_count() * spec.gpus_per_node
-    share = f" ({held / gpus:.0%})" if gpus else ""
+        kept += (occupancy.claimed[d] & up & ~on).bit_count() * spec.gpus_per_node
+    shares = [f"{held} held" + (f" ({held / gpus:.0%})" if gpus else "")]
+    if going:
+        shares[0] += f", {going} of them on nodes that are out of use"
+    shares += [f"{free} free", *([f"{kept} kept"] if kept else [])]
+    shares.append(f"{gpus - held - free - kept} out of use")
+    waiting = sum(gang.status is Status.WAITING for gang in state.gangs.values())
     return Text(
-        f"{len(state.domains)} NVLink domains, {gpus} GPUs: {held} held{share}, {free} free,"
-        f" {down} failed or drained; {len(state.gangs)} gangs, {state.waiting.size + len(state.claimants)} waiting"
+        f"{len(state.domains)} NVLink domains, {gpus} GPUs: {', '.join(shares)};"
+        f" {len(state.gangs)} gangs, {waiting} waiting"
     )
 
 
-def _domains(state: FleetState) -> Table:
-    table = plain("domain", "nodes", "gangs")
+def _domains(state: FleetState, now_s: float) -> Table:
+    table = plain("domain", "nodes", "gangs", "note")
     shown = range(min(len(state.domains), DOMAINS_SHOWN))
     for d in shown:
         tenants = ", ".join(sorted(state.tenants.on[d]))
-        table.add_row(state.domains[d].name, node_map(state, d), tenants)
+        table.add_row(state.domains[d].name, node_map(state, d), tenants, _drains(state, d, now_s))
     if len(state.domains) > DOMAINS_SHOWN:
         table.add_row("...", f"{len(state.domains) - DOMAINS_SHOWN} more domains", "--json shows all")
     return table
+
+
+def _drains(state: FleetState, d: int, now_s: float) -> str:
+    """What is drained, and by when gangs must have left it."""
+    notes = []
+    for by_s, mask in state.machines.health.drains(d).items():
+        nodes = "" if mask == state.occupancy.full[d] else f"{words.named(tuple(members(mask)))} "
+        ends = (
+            f", gangs leave within {words.duration(by_s - now_s)}"
+            if by_s is not None and by_s > now_s
+            else ""
+        )
+        notes.append(f"{nodes}drained{ends}")
+    return "; ".join(notes)
 
 
 def node_map(state: FleetState, d: int) -> Text:
@@ -105,7 +127,7 @@ def _gangs(state: FleetState, now_s: float) -> Table:
             gang.name, job.kind, job.priority, Text(gang.status, style=COLOURS[gang.status]),
             words.duration(max(0.0, now_s - gang.since_s)), str(gang.attempt or "-"),
             words.place(gang.binding or gang.claim) if gang.binding or gang.claim else "-", saved,
-            gang.url or gang.cause,
+            _note(state, gang, now_s),
         )  # fmt: skip
     for name, ended in list(state.ended.items())[-10:]:
         ago = f"{words.duration(max(0.0, now_s - ended.at_s))} ago"
@@ -113,6 +135,15 @@ def _gangs(state: FleetState, now_s: float) -> Table:
     if len(ordered) > GANGS_SHOWN:
         table.add_row("...", *[""] * 7, f"{len(ordered) - GANGS_SHOWN} more gangs; --json shows all")
     return table
+
+
+def _note(state: FleetState, gang: Gang, now_s: float) -> str:
+    """Where it answers, or why it is where it is; and when it will be told to leave."""
+    leaves = state.evacuating.get(gang.name)
+    if leaves is None:
+        return gang.url or gang.cause
+    told = f"told to leave in {words.duration(max(0.0, leaves[0] - now_s))} ({leaves[1]})"
+    return f"{gang.url}, {told}" if gang.url else told
 
 
 def rooms(items: tuple[DomainRoom, ...], now_s: float) -> Table:

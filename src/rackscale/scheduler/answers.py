@@ -298,6 +298,8 @@ class NodeOut(Struct, frozen=True, kw_only=True):
     why: str
     """`failed`, `drained`, `announced`, `lemon`, `expired`, or the maintenance."""
     back_s: float | None = None
+    leave_by_s: float | None = None
+    """Of drained ones: when gangs must have left; None: at once."""
     failures: int = 0
     """Failures of the worst of them in the policy's window."""
 
@@ -319,8 +321,8 @@ class WhyDomain(Struct, frozen=True, kw_only=True):
     """None: all nodes."""
     now_s: float
     room: DomainRoom
-    """Of the whole domain."""
+    """Of the node, or of the whole domain. Promises are of a domain: nobody knows yet on which of its nodes."""
     status: str
-    """`free`, `held`, `kept` (claimed), `partly-held`, or `out`."""
+    """`free`, `held`, `kept` (claimed), `partly-held`, `draining` (drained and held), or `out`."""
     out: tuple[NodeOut, ...]
     windows: tuple[Coming, ...]
