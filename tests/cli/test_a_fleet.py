@@ -95,6 +95,14 @@ def test_logs_are_followed_until_the_end(fleet: Fleet, tmp_path: Path) -> None:
     followed = fleet("logs", "short", "-f", "--rank", 0, "-n", 100).out.splitlines()
     assert followed == [f"turn {turn} of short" for turn in range(1, 16)]
     assert fleet.ended("short") == "finished"
+    planned = fleet("plan", tmp_path / "short.yaml")
+    assert "short will run again: finished" in planned.out
+    (again,) = fleet("plan", tmp_path / "short.yaml", "--json").json["again"]
+    assert (again["job"], again["outcome"]) == ("short", "finished")
+    applied = fleet("apply", tmp_path / "short.yaml").out
+    assert "short will run again: finished" in applied
+    assert "submitted 1 job (again: short, finished" in applied
+    fleet("cancel", "short")
 
 
 def test_a_plan_that_no_longer_holds_is_refused_and_both_are_shown(fleet: Fleet, tmp_path: Path) -> None:

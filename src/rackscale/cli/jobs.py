@@ -18,7 +18,19 @@ from rackscale import spec
 from rackscale.cli.output import FAILED, Files, JsonOption, SiteOption, err, fail, out, print_json, show
 from rackscale.cli.site import Picture, Site, commands_of, picture
 from rackscale.cli.times import FORMS, moment
-from rackscale.commands import Cancel, Command, Drain, Reply, Submit, answer, gangs_on, preview, resolve
+from rackscale.commands import (
+    Again,
+    Cancel,
+    Command,
+    Drain,
+    Reply,
+    Submit,
+    answer,
+    gangs_on,
+    preview,
+    resolve,
+    runs_again,
+)
 from rackscale.errors import ControllerError, RackscaleError, UnknownNameError
 from rackscale.events import Action, Event, Forecast, Preempt, Requeue, Restart
 from rackscale.fleet.state import FleetState
@@ -100,6 +112,8 @@ class Made(Struct, frozen=True, kw_only=True):
     """Of the jobs in the question."""
     moved: tuple[Forecast, ...]
     """Of gangs that have to leave: when they start again; `end_s` alone where they end before they have to."""
+    again: tuple[Again, ...]
+    """Jobs in the question that ended before."""
     lost_gpu_h: float
     """At most: work since the victims' last checkpoints."""
     restart_gpu_h: float
@@ -137,6 +151,7 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: Drain | None = None) -> Ma
         actions=actions,
         forecasts=found[: len(names)],
         moved=found[len(names) :],
+        again=runs_again(state, jobs),
         lost_gpu_h=sum(r.lost_gpu_s for r in reasons) / 3600,
         restart_gpu_h=sum(r.restart_gpu_s for r in reasons) / 3600,
     )
@@ -150,6 +165,11 @@ def drawn(made: Made, seen: Picture) -> Stack:
     if made.lost_gpu_h or made.restart_gpu_h:
         cost = f"at most {made.lost_gpu_h:.2f} GPU-h of work lost, {made.restart_gpu_h:.2f} GPU-h to restart"
         parts += [Text(), Text(cost, style="bold")]
+    if made.again:
+        parts.append(Text())
+    for again in made.again:
+        ago = words.duration(max(0.0, made.at_s - again.at_s))
+        parts.append(Text(f"{again.job} will run again: {again.outcome} {ago} ago", style="yellow"))
     if made.forecasts:
         parts += [Text(), tables.forecasts(made.forecasts, made.at_s)]
     if made.moved:

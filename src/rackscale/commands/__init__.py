@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 
 from rackscale.commands.capacity import announce, deliver, extend
-from rackscale.commands.jobs import DEFAULT_QUEUE, cancel, concerning, preview, submit
+from rackscale.commands.jobs import DEFAULT_QUEUE, Again, cancel, concerning, preview, runs_again, submit
 from rackscale.commands.nodes import change_nodes, gangs_on, resolve
 from rackscale.commands.site import configure, shutdown
 from rackscale.commands.vocabulary import (
@@ -38,6 +38,7 @@ from rackscale.fleet.state import FleetState
 
 __all__ = [
     "DEFAULT_QUEUE",
+    "Again",
     "Announce",
     "Answer",
     "Book",
@@ -62,6 +63,7 @@ __all__ = [
     "gangs_on",
     "preview",
     "resolve",
+    "runs_again",
 ]
 
 

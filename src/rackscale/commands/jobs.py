@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from rackscale.commands.vocabulary import Answer, Reply, Submit, count, done, refused, unchanged
+from rackscale.commands.vocabulary import Answer, Reply, Submit, count, done, joined, refused, unchanged
 from rackscale.errors import UnknownNameError
 from rackscale.events import (
     Action,
@@ -27,9 +28,11 @@ from rackscale.events import (
     Submitted,
     subject,
 )
+from rackscale.fleet.gangs import Ended
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 from rackscale.scheduler.fit import ever_fits
+from rackscale.spec.times import span
 from rackscale.spec.tree import Cost, never_runs
 from rackscale.spec.windows import never_inside
 from rackscale.workload import NAME_RULE, Booking, Job
@@ -66,7 +69,31 @@ def submit(state: FleetState, command: Submit, now_s: float) -> Answer:
             message = "the state moved since the plan was made, and other actions would follow now"
             return (), Reply(outcome="drifted", message=message, expected=expected, actual=actual)
     same = f", {len(names) - len(new)} unchanged" if len(new) < len(names) else ""
-    return done(tuple(events), f"submitted {count(len(new), 'job')}{same}")
+    again = [f"{a.job}, {a.outcome} {span(max(0.0, now_s - a.at_s))} ago" for a in runs_again(state, new)]
+    told = f" (again: {joined(again)})" if again else ""
+    return done(tuple(events), f"submitted {count(len(new), 'job')}{same}{told}")
+
+
+class Again(Struct, frozen=True, kw_only=True):
+    """A job that has ended, and would run once more."""
+
+    job: str
+    outcome: str
+    at_s: float
+    """When its last gang ended."""
+
+
+def runs_again(state: FleetState, jobs: Iterable[Job]) -> tuple[Again, ...]:
+    """Which of these jobs have run before, as far as the state knows, and are not live."""
+    last: dict[str, Ended] = {}
+    for ended in state.ended.values():
+        if ended.job not in last or ended.at_s >= last[ended.job].at_s:
+            last[ended.job] = ended
+    return tuple(
+        Again(job=job.name, outcome=last[job.name].outcome, at_s=last[job.name].at_s)
+        for job in jobs
+        if job.name in last and job.name not in state.jobs
+    )
 
 
 def _problems(state: FleetState, job: Job, now_s: float) -> Iterable[str]:
