@@ -118,11 +118,17 @@ def _in_time(it: Obstacle, now_s: float) -> str | None:
         clears = f"a node kept for it on {where} is no longer usable: it tries again"
     return {
         "claimed": clears,
+        "paused": f"its program failed for the {_ordinal(int(it.used))} time of {it.limit:g} that are retried;"
+        f" it joins the line again {at}",
         "reserved": f"it would fit on {where}, but would delay {it.subject}, which is promised to start {at}",
         "maintenance": f"it would fit on {where}, but not end before maintenance {it.subject} begins {at}",
         "expiry": f"it would fit on {where}, but not end before that capacity goes back {at}",
         "announced": f"only capacity that is not delivered could hold {_size(it)}: {where}, expected {at}",
     }.get(it.code)
+
+
+def _ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _rule(subject: str) -> str:

@@ -140,6 +140,8 @@ def _gangs(state: FleetState, now_s: float) -> Table:
 def _note(state: FleetState, gang: Gang, now_s: float) -> str:
     """Where it answers, or why it is where it is; and when it will be told to leave."""
     leaves = state.evacuating.get(gang.name)
+    if gang.paused_until_s is not None:
+        return f"{gang.cause}, pauses for {words.duration(max(0.0, gang.paused_until_s - now_s))}"
     if leaves is None:
         return gang.url or gang.cause
     told = f"told to leave in {words.duration(max(0.0, leaves[0] - now_s))} ({leaves[1]})"

@@ -12,6 +12,7 @@ from msgspec import Struct
 OBSTACLES = {
     "next-cycle": "it fits, and the next decision starts it",
     "claimed": "its nodes are kept for it, and others are still leaving them",
+    "paused": "its program failed, and it joins the line again after a pause",
     "reserved": "it would fit, but would delay a gang or booking ahead of it",
     "topology": "enough GPUs are free in a cluster, but in too few domains with room for a segment",
     "fabric": "enough domains have room, but not as close together, or as far apart, as it asks",
@@ -95,7 +96,7 @@ class Obstacle(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lasts_s: float = 0.0
     """and how much of the booking is to come."""
     unit: Literal["gpus", "domains", "gangs"] | None = None
-    """Of `used`, `asks` and `limit`."""
+    """Of `used`, `asks` and `limit`; of a pause none: failures so far, and those that are retried."""
     used: float = 0.0
     asks: float = 0.0
     limit: float = 0.0
