@@ -72,7 +72,9 @@ def test_a_job_is_applied_explained_logged_cancelled_and_audited(
     assert "life holds it, expected to end in" in fleet("why", "us-000/n00").out
     assert fleet("why", "us-000/n01").out == "c/us-000/n01  FREE\n  it is free\n"
     hint = fleet("why", "lif", code=1).err
-    assert hint == "rackscale: there is no job, NVLink domain or node 'lif'; did you mean 'life'?\n"
+    assert hint == (
+        "rackscale: there is no job, NVLink domain, node, booking or maintenance 'lif'; did you mean 'life'?\n"
+    )
     shown = fleet("status", "--json").json
     assert shown["controller"]
     assert [(gang["name"], gang["status"]) for gang in shown["state"]["gangs"]] == [("life", "running")]
@@ -171,6 +173,11 @@ def test_nodes_are_booked_and_maintained_and_given_back(
     assert "planned fans on c/us-001, which begins in 2 h 00 and lasts 60 min" in applied
     assert "booked review, which begins at once and lasts 60 min" in applied
     [kept] = eventually(lambda: fleet.state.machines.calendar.holding.get("review"), within_s=30)
+    assert f"its nodes are kept on {kept.domain}" in fleet("why", "review").out
+    assert fleet("why", "@review", "--json").json["status"] == "kept"
+    assert "maintenance of c/us-001/n01: it begins in 2 h 00" in fleet("why", "fans").out
+    assert [plan["name"] for plan in fleet("why", "--json").json] == ["review", "fans"]
+    assert "fans" in fleet("status").out
     inside = loop(tmp_path, "inside", nodes=2)
     inside.write_text(inside.read_text() + "booking: review\n")
     fleet("apply", inside)

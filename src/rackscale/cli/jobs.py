@@ -1,4 +1,4 @@
-"""plan, apply, why, audit, cancel: the four verbs, and taking a job back."""
+"""plan, apply, audit, cancel; with why, which has a file of its own, the four verbs, and taking a job back."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rackscale import spec
 from rackscale.cli.output import FAILED, Files, JsonOption, SiteOption, err, fail, out, print_json, show
 from rackscale.cli.site import Picture, Site, commands_of, picture
 from rackscale.cli.times import FORMS, moment
+from rackscale.cli.why import why
 from rackscale.commands import (
     Again,
     Cancel,
@@ -28,17 +29,12 @@ from rackscale.commands import (
     answer,
     gangs_on,
     preview,
-    resolve,
     runs_again,
 )
-from rackscale.errors import ControllerError, RackscaleError, UnknownNameError
+from rackscale.errors import ControllerError, RackscaleError
 from rackscale.events import Action, Event, Forecast, Preempt, Requeue, Restart
-from rackscale.fleet.state import FleetState
 from rackscale.forecast import forecast
-from rackscale.report import because, tables, words
-from rackscale.scheduler.answers import Why, WhyDomain
-from rackscale.scheduler.explain import why as explain
-from rackscale.scheduler.rooms import why_domain
+from rackscale.report import tables, words
 from rackscale.workload import Job
 
 
@@ -262,95 +258,6 @@ def _say(reply: Reply) -> None:
         fail(reply.message, reply.hint)
     else:
         out.print(reply.message, style="green", highlight=False)
-
-
-def why(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="A job, one gang of a service (`chat/0`), a domain (`us-007`) or a node (`us-007/n03`)."
-        ),
-    ],
-    site: SiteOption = Path(),
-    json: JsonOption = False,
-) -> None:
-    """Say why a job waits, runs where it does, was told to leave, or ended; and the cheapest way to unblock it.
-
-    Of a domain or a node: what holds it, why it is out of use, and what is to come.
-
-    Examples: `rackscale why exp-812`, `rackscale why us-007`
-    """
-    with Site(site).journal() as journal:
-        state = journal.load()
-        now_s = max(time.time(), state.now_s)
-        try:
-            recent = journal.events(max(0, journal.seq - RECENT))
-            answers = explain(state, name, recent, now_s=now_s)
-        except UnknownNameError:
-            found = why_domain(state, *_place(state, name), now_s=now_s)
-            show(found, _domain_explained(found), json=json)
-            return
-    show(answers, Stack(*_all_explained(answers)), json=json)
-
-
-def _all_explained(answers: tuple[Why, ...]) -> list[Stack | Text]:
-    """The first gang of each kind of answer in full, the others by name."""
-    alike: dict[tuple[str, str], list[Why]] = {}
-    for each in answers:
-        alike.setdefault((each.status, each.constraint), []).append(each)
-    parts: list[Stack | Text] = []
-    for first, *others in alike.values():
-        parts.append(_explained(first))
-        if others:
-            parts.append(Text(f"  the same holds for {because.listed([other.gang for other in others])}"))
-    return parts
-
-
-RECENT = 20_000
-"""Events of the journal that past departures are told from, the last ones."""
-
-
-def _place(state: FleetState, name: str) -> tuple[str, tuple[int, ...] | None]:
-    """The domain and node of this name. Raises UnknownNameError, which proposes jobs and domains."""
-    try:
-        return resolve(state, name)
-    except UnknownNameError:
-        known = [*state.jobs, *state.gangs, *state.ended, *state.index]
-        raise UnknownNameError("job, NVLink domain or node", name, known) from None
-
-
-def _domain_explained(answer: WhyDomain) -> Stack:
-    name = answer.domain if answer.node is None else f"{answer.domain}/n{answer.node:02d}"
-    head = Text.assemble((name, "bold"), "  ", (answer.status.upper(), "cyan"))
-    return Stack(head, *(Text(f"  {text}") for text in because.domain(answer)))
-
-
-def _explained(answer: Why) -> Stack:
-    lasts = f" for {words.duration(answer.now_s - answer.since_s)}" if answer.since_s is not None else ""
-    if answer.status == "ended":
-        lasts = f"{lasts.replace(' for', '')} ago"
-    status = (answer.status.upper() + lasts, "cyan")
-    parts: list[object] = [Text.assemble((answer.gang, "bold"), "  ", status, "  ", because.sentence(answer))]
-    parts += [Text(f"  {because.choice(c, answer)}") for c in answer.choices]
-    if answer.placed is not None:
-        parts += [Text(f"  {text}") for text in because.placed(answer)]
-    parts += [Text(f"  {text}") for text in (because.line(answer),) if text]
-    if answer.reservation is not None:
-        parts.append(Text(f"  {because.reservation(answer.reservation, answer.now_s)}"))
-    if answer.status == "waiting" and answer.domains and answer.constraint != "next-cycle":
-        parts.append(tables.rooms(answer.domains, answer.now_s))
-    for unblock in answer.unblocks[:UNBLOCKS_SHOWN]:
-        mark = "cheapest unblock" if unblock.cheapest else "unblock"
-        parts.append(Text(f"  {mark}: {because.unblock(unblock, answer.now_s)}"))
-    parts += [
-        Text(f"  {t}", style="dim") for t in (because.guards(answer), because.interruptions(answer)) if t
-    ]
-    if answer.status == "ended" and answer.largest:
-        parts.append(Text(f"  {because.largest(answer.largest)}"))
-    return Stack(*parts)  # type: ignore[arg-type]
-
-
-UNBLOCKS_SHOWN = 6
 
 
 def audit(site: SiteOption = Path(), json: JsonOption = False) -> None:

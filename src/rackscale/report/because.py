@@ -11,6 +11,7 @@ from rackscale.scheduler.answers import (
     ChoiceJudged,
     DomainRoom,
     Happened,
+    Holder,
     Largest,
     NodeOut,
     Obstacle,
@@ -18,7 +19,9 @@ from rackscale.scheduler.answers import (
     Reservation,
     Unblock,
     Why,
+    WhyBooking,
     WhyDomain,
+    WhyMaintenance,
 )
 
 FEW = 4
@@ -361,3 +364,53 @@ def domain(it: WhyDomain) -> Iterator[str]:
         what = "goes back" if window.name == "expired" else f"maintenance {window.name}"
         until = "" if window.end_s is None else f" for {duration(window.end_s - window.start_s)}"
         yield f"{named(window.nodes)}: {what} {when(window.start_s, now_s)}{until}"
+
+
+def times(it: WhyBooking | WhyMaintenance) -> str:
+    """`begins in 2 h 00 for 60 min`, `ends in 12 min`."""
+    if it.start_s > it.now_s:
+        return f"begins in {duration(it.start_s - it.now_s)} for {duration(it.end_s - it.start_s)}"
+    return f"ends in {duration(max(0.0, it.end_s - it.now_s))}"
+
+
+def planned(it: WhyBooking | WhyMaintenance) -> Iterator[str]:
+    """When and where a booking or a maintenance is, and whom it concerns, line by line."""
+    if isinstance(it, WhyMaintenance):
+        yield f"maintenance of {place_of(it)}: it {times(it)}"
+        if it.must_leave:
+            yield f"told to leave in time, if they have not ended: {_holders(it.must_leave, it.now_s)}"
+        elif it.status == "to-come":
+            yield "nobody has to leave for it"
+        return
+    size = f"{it.segments} x {it.nodes_per_segment} nodes"
+    yield f"booking of {size}, queue {it.queue}, priority {it.priority}: it {times(it)}"
+    yield from _kept(it)
+    if it.in_the_way:
+        yield f"in its way, unless they end or leave: {_holders(it.in_the_way, it.now_s)}"
+    if it.jobs:
+        yield f"running in it: {listed(it.jobs)}"
+    if it.waiting:
+        yield f"waiting for it: {listed(it.waiting)}"
+    if not it.jobs and not it.waiting:
+        yield f"no job asks for it (booking: {it.name})"
+
+
+def _kept(it: WhyBooking) -> Iterator[str]:
+    where = listed(it.domains)
+    if it.status == "kept":
+        yield f"its nodes are kept on {where}"
+    elif not it.domains:
+        yield "nobody knows yet where it will have room"
+    elif it.expected_s is not None and it.expected_s > max(it.start_s, it.now_s):
+        yield f"it is expected to have room too late, {when(it.expected_s, it.now_s)}, on {where}"
+    else:
+        yield f"it is expected to have room on {where} in time"
+
+
+def _holders(holders: Sequence[Holder], now_s: float) -> str:
+    return listed([f"{h.gang} ({_nodes(h.nodes)}, ends {when(h.expected_end_s, now_s)})" for h in holders])
+
+
+def place_of(it: WhyMaintenance) -> str:
+    """`use1-a/us-007`, or nodes of it."""
+    return it.domain if it.nodes is None else f"{it.domain}/{named(it.nodes)}"

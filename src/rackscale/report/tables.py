@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group as Stack
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -11,8 +14,9 @@ from rackscale.events import Action, Forecast
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import members
 from rackscale.fleet.state import FleetState
-from rackscale.report import words
-from rackscale.scheduler.answers import DomainRoom
+from rackscale.report import because, words
+from rackscale.scheduler.answers import DomainRoom, WhyBooking, WhyMaintenance
+from rackscale.scheduler.planned import planned as all_planned
 
 COLOURS = {
     Status.WAITING: "yellow", Status.STARTING: "cyan", Status.RUNNING: "green", Status.BROKEN: "red",
@@ -46,7 +50,34 @@ def actions(items: tuple[Action, ...]) -> Table:
 
 def status(state: FleetState, now_s: float) -> Stack:
     """The fleet and its gangs, for `rackscale status`."""
-    return Stack(_headline(state), Text(), _domains(state, now_s), Text(), _gangs(state, now_s))
+    plans = all_planned(state, now_s=now_s)
+    parts: list[RenderableType] = [
+        _headline(state),
+        Text(),
+        _domains(state, now_s),
+        Text(),
+        _gangs(state, now_s),
+    ]
+    return Stack(*parts, *([Text(), planned(plans)] if plans else []))
+
+
+def planned(plans: Sequence[WhyBooking | WhyMaintenance]) -> RenderableType:
+    """Bookings and maintenance, one line each, by when they begin."""
+    if not plans:
+        return Text("no booking and no maintenance")
+    table = plain("planned", "what", "status", "when", "where", "whom it concerns")
+    for plan in plans:
+        if isinstance(plan, WhyBooking):
+            what, where = (
+                f"booking, {plan.segments} x {plan.nodes_per_segment} nodes",
+                because.listed(plan.domains),
+            )
+            whom = because.listed((*plan.jobs, *plan.waiting)) or f"queue {plan.queue}"
+        else:
+            what, where = "maintenance", because.place_of(plan)
+            whom = because.listed([holder.gang for holder in plan.must_leave])
+        table.add_row(plan.name, what, plan.status, because.times(plan), where or "-", whom or "-")
+    return table
 
 
 def _headline(state: FleetState) -> Text:

@@ -327,3 +327,44 @@ class WhyDomain(Struct, frozen=True, kw_only=True):
     """`free`, `held`, `kept` (claimed), `partly-held`, `draining` (drained and held), or `out`."""
     out: tuple[NodeOut, ...]
     windows: tuple[Coming, ...]
+
+
+class WhyBooking(Struct, frozen=True, kw_only=True):
+    """A booking: when, where, and for whom."""
+
+    name: str
+    now_s: float
+    status: str
+    """`to-come`, `kept` (it has begun, and its nodes are kept), or `due` (it should have begun, and has no nodes)."""
+    start_s: float
+    end_s: float
+    queue: str
+    priority: str
+    segments: int
+    nodes_per_segment: int
+    domains: tuple[str, ...]
+    """Where its nodes are kept, or are expected to be; empty: nobody knows."""
+    expected_s: float | None
+    """When those nodes are expected to be free, if it has not begun."""
+    jobs: tuple[str, ...]
+    """Jobs that run in it,"""
+    waiting: tuple[str, ...]
+    """and that wait for it or in it."""
+    in_the_way: tuple[Holder, ...]
+    """Where it is not expected to have room in time: gangs on those domains that don't end before it begins."""
+
+
+class WhyMaintenance(Struct, frozen=True, kw_only=True):
+    """A maintenance: when, where, and who leaves for it."""
+
+    name: str
+    now_s: float
+    status: str
+    """`to-come` or `on`."""
+    start_s: float
+    end_s: float
+    domain: str
+    nodes: tuple[int, ...] | None
+    """None: the whole domain."""
+    must_leave: tuple[Holder, ...]
+    """Gangs on those nodes that are not expected to end before it begins."""
