@@ -189,7 +189,9 @@ def test_nodes_are_booked_and_maintained_and_given_back(
     assert "called off fans" in fleet("unmaintain", "fans").out
     twice = ("maintain", "us-000/n01", "--from", "1h", "--until", "2036-12-01T02:00Z", "--name", "psu")
     assert fleet(*twice, "--json").json["outcome"] == "done"
-    assert "a different maintenance of this name exists" in fleet(*twice, code=1).err
+    assert "psu is planned already, which begins in 60 min" in fleet(*twice).out
+    other = ("maintain", "us-000/n00", "--from", "1h", "--until", "2h", "--name", "psu")
+    assert "call it off first: rackscale unmaintain psu" in fleet(*other, code=1).err
     fleet("unmaintain", "psu")
     later = fleet("book", "--name", "later", "--nodes", 2, "--from", "1h", "--until", "2h", "--json").json
     assert later["outcome"] == "done"
@@ -262,3 +264,33 @@ def test_a_killed_controller_comes_back_and_the_job_goes_on(
     assert of_site(site) == []
     assert fleet.ended("survivor") == "cancelled"
     assert "no controller runs" in fleet("down", code=1).err
+
+
+def test_up_takes_the_site_s_bookings_and_maintenance(site: Path, tmp_path: Path) -> None:
+    plans = site / "plans.yaml"
+    plans.write_text("kind: Booking\nname: review\nqueue: research\nnodes: 2\nfrom: 10:00\nuntil: in 2h\n")
+    assert "a live site does not know since when this counts" in rackscale("up", site, code=1).err
+    assert not (site / ".rackscale").exists()
+    plans.write_text(
+        "kind: Booking\nname: review\nqueue: research\nnodes: 2\nfrom: in 1h\nuntil: in 2h\n"
+        "---\nkind: Maintenance\nname: fans\ndomain: us-001\nnodes: [1]\nfrom: in 1h\nuntil: in 3h\n"
+    )
+    (site / "old.yaml").write_text(
+        "kind: Booking\nname: over\nnodes: 2\nfrom: 2025-12-01T02:00Z\nuntil: 2025-12-01T03:00Z\n"
+    )
+    first = rackscale("up", site).out
+    assert "planned fans on c/us-001/n01, which begins in 60 min and lasts 2 h 00" in first
+    assert "booked review, which begins in 60 min and lasts 60 min" in first
+    assert "over" not in first
+    fleet = Fleet(site)
+    assert [plan["name"] for plan in fleet("why", "--json").json] == ["fans", "review"]
+    assert "review is booked already" in fleet("apply", plans).out
+    fleet("down")
+    plans.write_text(
+        plans.read_text() + "---\nkind: Booking\nname: more\nnodes: 2\nfrom: in 1h\nuntil: in 2h\n"
+    )
+    answer = rackscale("up", site, code=1)
+    assert "review is booked already" in answer.out
+    assert "more: there is no room for 1 x 2 nodes at that time beside review and fans" in answer.err
+    assert "the next time that fits begins in" in answer.err
+    assert fleet("status", "--json").json["controller"]

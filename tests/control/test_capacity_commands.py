@@ -116,7 +116,28 @@ def test_a_booking_that_can_not_be_is_refused(world: World, changes: dict[str, A
 def test_a_booking_of_the_same_name_must_be_the_same(world: World) -> None:
     ask(world, Book(booking=booking()))
     _, reply = ask(world, Book(booking=booking(end_s=300.0)))
-    assert reply.message == "k: a different booking of this name exists; call it off first: rackscale unbook"
+    assert reply.message == (
+        "k: a different booking of this name exists, which begins in 90 s and lasts 100 s;"
+        " call it off first: rackscale unbook k"
+    )
+
+
+def test_the_same_asked_a_little_later_with_times_from_now_is_no_news(world: World) -> None:
+    ask(world, Book(booking=booking()))
+    later = booking(start_s=160.0, end_s=260.0)
+    assert ask(world, Book(booking=later))[1].outcome == "refused"
+    _, reply = ask(world, Book(booking=later, from_now=True))
+    assert (reply.outcome, reply.message) == (
+        "unchanged",
+        "k is booked already, which begins in 90 s and lasts 100 s",
+    )
+    for changes in ({"end_s": 300.0}, {"queue": "idle"}, {"shape": Shape(nodes_per_segment=5)}):
+        assert ask(world, Book(booking=replace(later, **changes), from_now=True))[1].outcome == "refused"
+    ask(world, Maintain(maintenance=maintenance(domain="us-001/n03")))
+    again = maintenance(domain="us-001/n03", start_s=130.0)
+    assert ask(world, Maintain(maintenance=again, from_now=True))[1].outcome == "unchanged", "the same end"
+    other = maintenance(domain="us-001/n04")
+    assert "rackscale unmaintain m" in ask(world, Maintain(maintenance=other, from_now=True))[1].message
 
 
 def test_a_job_runs_in_a_booking_that_exists_and_is_large_enough(world: World) -> None:

@@ -102,11 +102,11 @@ def _answer(state: FleetState, command: Command, now_s: float) -> Answer:  # noq
         case Extend():
             return extend(state, command, now_s)
         case Book():
-            return book(state, command.booking, now_s)
+            return book(state, command.booking, now_s, from_now=command.from_now)
         case Unbook():
             return unbook(state, command.booking, now_s)
         case Maintain():
-            return maintain(state, command.maintenance, now_s)
+            return maintain(state, command.maintenance, now_s, from_now=command.from_now)
         case Unmaintain():
             return unmaintain(state, command.maintenance, now_s)
         case Shutdown():

@@ -74,6 +74,8 @@ class Book(Struct, frozen=True, kw_only=True, tag=True):
     """Keep nodes for somebody's jobs from one time to another."""
 
     booking: Booking
+    from_now: bool = False
+    """Whether its times count from now, so that the same asked a little later is no news."""
 
 
 class Unbook(Struct, frozen=True, kw_only=True, tag=True):
@@ -84,6 +86,8 @@ class Maintain(Struct, frozen=True, kw_only=True, tag=True):
     """Take nodes out of use from one time to another; `maintenance.domain` may be the end of a domain's name."""
 
     maintenance: Maintenance
+    from_now: bool = False
+    """As in `Book`."""
 
 
 class Unmaintain(Struct, frozen=True, kw_only=True, tag=True):

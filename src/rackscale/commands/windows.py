@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from math import ceil
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -20,15 +21,18 @@ from rackscale.spec.times import dated, span
 from rackscale.spec.windows import RESERVED
 from rackscale.workload import NAME_RULE, Booking, Job, Maintenance
 
+SAME_S = 1.0
+"""Times of day that were typed differ by less than this if they are the same."""
 
-def book(state: FleetState, booking: Booking, now_s: float) -> Answer:
+
+def book(state: FleetState, booking: Booking, now_s: float, *, from_now: bool = False) -> Answer:
     """Keep nodes for somebody's jobs."""
     live = state.machines.calendar.bookings.get(booking.name)
-    if live == booking:
-        return unchanged(f"{booking.name} is booked already")
+    if live is not None and _is(live, booking, from_now=from_now):
+        return unchanged(f"{booking.name} is booked already{_begins(live, now_s)}")
     problems = list(_untimely(booking, now_s))
     if live is not None:
-        problems.append("a different booking of this name exists; call it off first: rackscale unbook")
+        problems.append(_other(live, now_s, "unbook"))
     named = list(unknown_names(state, booking))
     if not named and not ever_fits(state, _as_job(booking)):
         shape = booking.shape
@@ -87,20 +91,18 @@ def unbook(state: FleetState, name: str, now_s: float) -> Answer:
     return done((Unbooked(at_s=now_s, booking=name),), f"called off {name}{leaves}")
 
 
-def maintain(state: FleetState, maintenance: Maintenance, now_s: float) -> Answer:
+def maintain(state: FleetState, maintenance: Maintenance, now_s: float, *, from_now: bool = False) -> Answer:
     """Take nodes out of use for a time."""
     domain, nodes = resolve(state, maintenance.domain)
     if nodes is not None:
         maintenance = replace(maintenance, nodes=nodes)
     maintenance = replace(maintenance, domain=domain)
     live = state.machines.calendar.maintenance.get(maintenance.name)
-    if live == maintenance:
-        return unchanged(f"{maintenance.name} is planned already")
+    if live is not None and _is(live, maintenance, from_now=from_now):
+        return unchanged(f"{maintenance.name} is planned already{_begins(live, now_s)}")
     problems = list(_untimely(maintenance, now_s))
     if live is not None:
-        problems.append(
-            "a different maintenance of this name exists; call it off first: rackscale unmaintain"
-        )
+        problems.append(_other(live, now_s, "unmaintain"))
     if maintenance.name in RESERVED:
         problems.append("the scheduler calls other closures so; choose another name")
     there = state.domains[state.index[domain]].nodes
@@ -123,6 +125,30 @@ def unmaintain(state: FleetState, name: str, now_s: float) -> Answer:
     if name not in state.machines.calendar.maintenance:
         raise UnknownNameError("maintenance", name, state.machines.calendar.maintenance)
     return done((Unplanned(at_s=now_s, maintenance=name),), f"called off {name}")
+
+
+W = TypeVar("W", Booking, Maintenance)
+
+
+def _is(live: W, asked: W, *, from_now: bool) -> bool:
+    """Whether what is asked for is there already; `from_now`: also if it was asked for a little earlier."""
+    if live == asked or not from_now:
+        return live == asked
+    pairs = (
+        (live.start_s, asked.start_s),
+        (live.end_s, asked.end_s),
+        (live.end_s - live.start_s, asked.end_s - asked.start_s),
+    )
+    alike = replace(live, start_s=asked.start_s, end_s=asked.end_s) == asked
+    return alike and any(abs(was_s - is_s) < SAME_S for was_s, is_s in pairs)
+
+
+def _other(live: Booking | Maintenance, now_s: float, verb: str) -> str:
+    kind = "booking" if isinstance(live, Booking) else "maintenance"
+    return (
+        f"a different {kind} of this name exists{_begins(live, now_s)};"
+        f" call it off first: rackscale {verb} {live.name}"
+    )
 
 
 def _untimely(window: Booking | Maintenance, now_s: float) -> Iterator[str]:
