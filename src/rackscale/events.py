@@ -107,7 +107,7 @@ REASONS = {
     "booking-over": "the booking that it ran in is over",
     "booked": "its nodes are kept for a booking",
     "reserved": "nobody behind it may delay its start",
-    "no-longer-reserved": "it started, ended, or fell behind in the order",
+    "no-longer-reserved": "it started, ended or fell behind in the order, or nobody knows when there will be room",
     "no-replacement": "a node failed and no replacement fits anywhere",
     "cleared-domain": "nodes are held for this gang while victims leave",
     "claim-broken": "a claimed node is no longer usable",

@@ -170,7 +170,7 @@ def test_nodes_are_booked_and_maintained_and_given_back(
         "---\nkind: Maintenance\nname: fans\ndomain: us-001\nnodes: [1]\nfrom: in 2h\nuntil: in 3h\n"
     )
     applied = fleet("apply", file).out
-    assert "planned fans on c/us-001, which begins in 2 h 00 and lasts 60 min" in applied
+    assert "planned fans on c/us-001/n01, which begins in 2 h 00 and lasts 60 min" in applied
     assert "booked review, which begins at once and lasts 60 min" in applied
     [kept] = eventually(lambda: fleet.state.machines.calendar.holding.get("review"), within_s=30)
     assert f"its nodes are kept on {kept.domain}" in fleet("why", "review").out

@@ -375,6 +375,16 @@ def test_a_tree_that_can_not_be_is_refused(world: World, queues: tuple[Queue, ..
     assert says in reply.message
 
 
+def test_quotas_that_only_the_spares_could_fill_are_said_to_be_so(world: World) -> None:
+    queues = (Queue(name="a", quota_gpus=200), Queue(name="b", quota_gpus=8))
+    _, reply = ask(world, Configure(policy=Policy(), queues=queues))
+    assert reply.outcome == "done"
+    assert reply.message == (
+        "policy and 2 queues in force; but 'a' and 'b' are guaranteed 208 GPUs, and 12 of the fleet's 216 are spares:"
+        " 204 GPUs are left"
+    )
+
+
 def test_what_a_booking_needs_can_not_be_taken_away(world: World) -> None:
     ask(world, Book(booking=booking(queue="idle", priority="high")))
     queues = tuple(q for q in QUEUES if q.name != "idle")

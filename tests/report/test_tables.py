@@ -1,13 +1,14 @@
-"""`status` for people: what it counts, and what it says of drains."""
+"""Tables for people: what `status` counts and says of drains, and how a plan is told."""
 
 from __future__ import annotations
 
 import re
 
-from rich.console import Console
+from msgspec.structs import replace
+from rich.console import Console, RenderableType
 
 from rackscale.events import Drained, NodeFailed
-from rackscale.report.tables import status
+from rackscale.report.tables import actions, status
 from rackscale.workload import Policy
 from tests.scheduler.world import World, domain, job
 
@@ -15,9 +16,13 @@ A = "c/us-000"
 
 
 def shown(world: World, now_s: float = 0.0) -> list[str]:
+    return printed(status(world.state, now_s))
+
+
+def printed(picture: RenderableType) -> list[str]:
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(status(world.state, now_s))
+        console.print(picture)
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -58,3 +63,17 @@ def test_a_drain_is_shown_with_its_deadline_until_that_has_passed() -> None:
     assert next(row for row in rows if row.startswith("a ")).endswith("told to leave in 2 h 00 (drain)")
     late = shown(world, 8000.0)
     assert next(row for row in late if row.startswith(A)).endswith("  drained")
+
+
+def test_promises_of_a_plan_are_one_line_unless_asked() -> None:
+    world = World(domain(0))
+    waiting = [replace(job(f"w{i}", 17), duration_s=50.0) for i in range(6)]
+    world.submit(replace(job("runs", 10), duration_s=50.0), *waiting)
+    kinds = [line.split()[0] for line in printed(actions(world.plan.actions, verbose=True))[1:]]
+    assert kinds == ["START", *["RESERVE"] * 6]
+    _, start, reserve = printed(actions(world.plan.actions))
+    assert start.startswith("START")
+    assert " ".join(reserve.split()) == (
+        "RESERVE 6 of them nobody behind them may delay their start: w0, w1, w2, w3 and 2 more (--verbose says where)"
+    )
+    assert "w1" in printed(actions(world.plan.actions[:2]))[2]

@@ -9,6 +9,7 @@ from rackscale.errors import UnknownNameError
 from rackscale.events import Submitted
 from rackscale.report import because, tables
 from rackscale.scheduler.answers import WhyBooking, WhyMaintenance
+from rackscale.scheduler.explain import why
 from rackscale.scheduler.planned import planned, why_planned
 from tests.scheduler.test_bookings import CALM, booked, timed
 from tests.scheduler.test_windows import maintenance, plays
@@ -100,3 +101,17 @@ def test_a_misspelt_plan_gets_a_hint() -> None:
     with pytest.raises(UnknownNameError) as caught:
         why_planned(world.state, "trp")
     assert caught.value.hint == "did you mean 'trip'?"
+
+
+def test_those_who_wait_for_a_booking_are_ahead_of_nobody_else() -> None:
+    world = World(domain(0), policy=CALM)
+    world.cycle(booked(start_s=5000.0, end_s=9000.0))
+    world.submit(timed("runs", 17, 4000.0))
+    world.submit(timed("inside", 4, booking="trip"), timed("first", 17), timed("inside-2", 4, booking="trip"))
+    world.submit(timed("second", 17))
+    lines = {name: why(world.state, name)[0].line for name in ("first", "second", "inside-2")}
+    assert {name: (line.ahead, line.next_ahead) for name, line in lines.items() if line} == {
+        "first": (0, None),
+        "second": (1, "first"),
+        "inside-2": (1, "inside"),
+    }

@@ -85,12 +85,15 @@ def down(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Stop all gangs (they get their grace period to checkpoint), then the controller.
+    """Cancel all jobs, also those that wait; stop their gangs (they get their grace period to checkpoint), then the
+    controller. The jobs don't come back with `up`: apply them again, and they go on from their checkpoints.
 
-    The journal, checkpoints and outputs stay. Example: `rackscale down --site examples/demo`
+    With `--keep-gangs`, gangs run on, jobs wait on, and the next `up` takes them over. The journal, checkpoints and
+    outputs stay. Examples: `rackscale down --site examples/demo`, `rackscale down --keep-gangs`
     """
     take_down(site, stop_gangs=not keep_gangs)
-    message = "the controller has ended" + ("; gangs go on" if keep_gangs else " and so have all gangs")
+    message = "the controller has ended"
+    message += "; gangs go on" if keep_gangs else " and so have all gangs; jobs that waited are cancelled"
     if json:
         print_json({"message": message})
     else:

@@ -69,6 +69,9 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the plan for `apply --plan`.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show each promise to those who wait, and where.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Say what would start where, who gives way and what it costs. Touches nothing.
@@ -95,7 +98,7 @@ def plan(
             PlanFile(jobs=seen.documents.jobs, actions=made.actions, forecasts=made.forecasts)
         )
         output.write_bytes(msgspec.json.format(saved, indent=2) + b"\n")
-    show(made, drawn(made, seen), json=json)
+    show(made, drawn(made, seen, verbose=verbose), json=json)
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -153,10 +156,12 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: Drain | None = None) -> Ma
     )
 
 
-def drawn(made: Made, seen: Picture) -> Stack:
+def drawn(made: Made, seen: Picture, *, verbose: bool = False) -> Stack:
     """The plan for people: the actions, then when everything starts."""
     parts: list[object] = (
-        [tables.actions(made.actions)] if made.actions else [Text("nothing would be done now")]
+        [tables.actions(made.actions, verbose=verbose)]
+        if made.actions
+        else [Text("nothing would be done now")]
     )
     if made.lost_gpu_h or made.restart_gpu_h:
         cost = f"at most {made.lost_gpu_h:.2f} GPU-h of work lost, {made.restart_gpu_h:.2f} GPU-h to restart"

@@ -156,6 +156,20 @@ def around(site: Site) -> spec.Documents:
         return known(journal.load())
 
 
+def declared(site: Site) -> spec.Documents:
+    """What the site has: live where a controller has ever run, else as its documents say.
+
+    Raises ControllerError where there is neither; DocumentError.
+    """
+    if site.has_journal:
+        return around(site)
+    if not any(site.path.glob("*.y*ml")):
+        raise ControllerError(
+            f"{site.path} has neither a journal nor documents", hint="name the site with --site"
+        )
+    return spec.load([site.path])
+
+
 def picture(site: Site, files: Sequence[Path]) -> Picture:
     """The live state where the site has a journal, else the empty fleet that the documents declare.
 

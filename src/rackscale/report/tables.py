@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rackscale.audit import Audit, Score
-from rackscale.events import Action, Forecast
+from rackscale.events import Action, Forecast, Reserve
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import members
 from rackscale.fleet.state import FleetState
@@ -39,12 +39,20 @@ def plain(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def actions(items: tuple[Action, ...]) -> Table:
-    """What a plan would do, one line per action."""
+def actions(items: tuple[Action, ...], *, verbose: bool = False) -> Table:
+    """What a plan would do, one line per action; promises, which move nobody, in one line unless `verbose`."""
     table = plain("action", "gang", "what and why")
+    promises = [] if verbose else [item for item in items if isinstance(item, Reserve)]
+    folded = len(promises) > 1
     for item in items:
+        if folded and isinstance(item, Reserve):
+            continue
         verb, subject, sentence = words.action(item)
         table.add_row(Text(verb, style=VERBS[verb]), subject, Text(sentence))
+    if folded:
+        names = because.listed([promise.gang for promise in promises])
+        sentence = f"nobody behind them may delay their start: {names} (--verbose says where)"
+        table.add_row(Text("RESERVE", style=VERBS["RESERVE"]), f"{len(promises)} of them", Text(sentence))
     return table
 
 

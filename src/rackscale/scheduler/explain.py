@@ -241,7 +241,10 @@ def _in_line(state: FleetState, gang: Gang, now_s: float) -> InLine:
     order = Order(state, now_s)
     mine = order.of(gang)
     ahead, last = 0, None
+    booking = state.jobs[gang.job].booking
     for cls in state.waiting.classes.values():
+        if cls.job.booking != booking:  # it waits for other nodes
+            continue
         at = bisect_left(range(len(cls.entries)), mine, key=lambda n, cls=cls: order.of_entry(cls, n))  # type: ignore[misc]
         ahead += at
         if at:
