@@ -76,4 +76,4 @@ def test_promises_of_a_plan_are_one_line_unless_asked() -> None:
     assert " ".join(reserve.split()) == (
         "RESERVE 6 of them nobody behind them may delay their start: w0, w1, w2, w3 and 2 more (--verbose says where)"
     )
-    assert "w1" in printed(actions(world.plan.actions[:2]))[2]
+    assert "w0" in printed(actions(world.plan.actions[:2]))[2]
