@@ -68,7 +68,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 
     Names of which it is a part are nearer than those that only look alike: `gb300` is meant for `u-p6e-gb300x72`.
     """
-    names = list(known)
+    names = list(dict.fromkeys(known))
     within = [n for n in names if name.lower() in n.lower()] if len(name) >= LEAST_PART else []
     if 1 < len(within) <= MOST_MEANT:
         return f"did you mean {' or '.join(map(repr, within))}?"
