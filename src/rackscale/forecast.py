@@ -57,7 +57,7 @@ class _Watch:
     def __init__(self, state: FleetState, names: Iterable[str], moved: Iterable[str]) -> None:
         self.state, self.at_s = state, state.now_s
         self.events = 0
-        self._moved = frozenset(moved)
+        self._moved = dict.fromkeys(moved)
         self._names = tuple(dict.fromkeys((*names, *self._moved)))
         self.open = dict.fromkeys(self._names)
         self._gangs: dict[str, tuple[str, ...]] = {}
