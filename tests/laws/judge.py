@@ -60,6 +60,8 @@ class Judge:
         self.leaving = told | {life.name for life in facts.lives.values() if life.status == "leaving"}
         self.evictions: Counter[tuple[str, int]] = Counter(facts.evictions)
         self.usage = shares.Usage(facts)
+        self.given = shares.Usage(facts)
+        """The same, but who is told to leave in this plan holds nothing any more."""
         self.laws: dict[type, Callable[..., None]] = {
             ev.Start: self.start, ev.Restart: self.restart, ev.Claim: self.claim, ev.Unclaim: self.unclaim,
             ev.Preempt: self.send_away, ev.Move: self.send_away, ev.Stop: self.stop, ev.Requeue: self.stop,
@@ -73,6 +75,7 @@ class Judge:
             law = self.laws.get(type(action))
             if law is not None:
                 law(action)
+            self.given.follow(action)
         shares.check_quotas_kept(self.facts, self.plan)
         promises.check_reservations(self.facts, self.plan)
 
@@ -256,7 +259,7 @@ class Judge:
             if self.facts.priority(life.job) >= self.facts.policy.priorities.get(booking.priority, 0):
                 assert action.reason.code == "reclaimed-for", "evicted for a booking of no higher priority"
                 job = Job(name=name, kind="batch", shape=booking.shape, queue=booking.queue)
-                shares.check_may_reclaim(self.facts, life, job, binding)
+                shares.check_may_reclaim(self.given, life, job, binding)
             return
         taken = [a.binding for a in self.plan.actions if isinstance(a, ev.Claim) and a.gang == name]
         assert taken, f"{life.name} leaves for {name}, which claims nothing"
@@ -269,7 +272,10 @@ class Judge:
         if action.reason.code == "preempted-for":
             assert lower, "evicted for a gang of no higher priority"
         elif not lower:
-            shares.check_may_reclaim(self.facts, life, winner, taken[0])
+            taker = self.facts.lives[name]
+            self.given.add(taker, taken[0], -1)
+            shares.check_may_reclaim(self.given, life, winner, taken[0])
+            self.given.add(taker, taken[0])
 
     def check_gain(self, action: ev.Preempt | ev.Move) -> None:
         policy, reason = self.facts.policy, action.reason

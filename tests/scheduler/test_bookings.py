@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from rackscale.events import Booked, Free, Hold, NodeFailed, Preempt, Start, Submitted, Unbooked
-from rackscale.workload import Booking, Durability, Job, Policy, Queue, Shape
+from rackscale.workload import Booking, Durability, Job, Nearness, Policy, Queue, Shape
 from tests.scheduler.test_windows import plays, told
 from tests.scheduler.world import World, domain, job
 
@@ -19,8 +19,10 @@ def timed(name: str, nodes: int, lasts_s: float | None = 500.0, **more: object) 
     return replace(job(name, nodes), duration_s=lasts_s, durability=durability, **more)
 
 
-def booked(start_s: float = 1000.0, end_s: float = 2000.0, nodes: int = 16, **more: object) -> Booked:
-    shape = Shape(nodes_per_segment=nodes)
+def booked(
+    start_s: float = 1000.0, end_s: float = 2000.0, nodes: int = 16, segments: int = 1, **more: object
+) -> Booked:
+    shape = Shape(segments=segments, nodes_per_segment=nodes)
     return Booked(
         at_s=0.0,
         booking=Booking(name="trip", shape=shape, start_s=start_s, end_s=end_s, **more),  # type: ignore[arg-type]
@@ -112,6 +114,45 @@ def test_a_job_of_unknown_length_runs_until_its_grace_before_the_end() -> None:
     plays(found, 1000.0)
     assert told(found.tick(1969.0)) == []
     assert told(found.tick(1970.0)) == [("unknown", "booking-over")]
+
+
+def test_who_had_to_leave_a_booking_does_not_start_in_it_again() -> None:
+    found = world()
+    found.cycle(booked())
+    found.submit(timed("unknown", 4, None, booking="trip"))
+    plays(found, 1000.0)
+    assert told(found.tick(1970.0)) == [("unknown", "booking-over")]
+    assert found.end("unknown", "left") == ()
+    assert found.gang("unknown").status == "waiting"
+
+
+def test_inside_a_booking_jobs_lie_as_near_and_as_far_as_they_ask() -> None:
+    def leaves(*numbers: int) -> World:
+        specs = (
+            replace(domain(i, nodes=4, spares=0), spine="s", leaf=f"l{n}") for i, n in enumerate(numbers)
+        )
+        found = World(*specs, policy=CALM)
+        found.cycle(booked(start_s=0.0, nodes=4, segments=len(numbers)))
+        return found
+
+    def wide(**nearness: object) -> Job:
+        shape = Shape(segments=2, nodes_per_segment=2)
+        near = Nearness(**nearness)  # type: ignore[arg-type]
+        return replace(timed("wide", 2, 500.0, booking="trip"), shape=shape, nearness=near)
+
+    found = leaves(0, 1, 1)
+    found.submit(wide(within="leaf"))
+    assert found.where("wide") == [B, "c/us-002"]
+    found = leaves(0, 0, 1)
+    found.submit(wide(spread="leaf"))
+    assert found.where("wide") == [A, "c/us-002"]
+    found = leaves(0, 0)
+    found.submit(wide(spread="leaf"))
+    assert found.gang("wide").status == "waiting"
+    apart = Nearness(apart="leaf", apart_required=True)
+    service = replace(timed("s", 1, None, booking="trip"), kind="service", replicas=2, nearness=apart)
+    found.submit(service)
+    assert sum(bool(gang.binding) for gang in found.state.gangs.values()) == 1
 
 
 def test_jobs_of_others_that_run_too_long_are_cleared_by_the_booking_s_priority() -> None:

@@ -76,6 +76,17 @@ def test_what_would_outlive_the_start_of_maintenance_is_not_started_there() -> N
     assert world.gang("late").status == "waiting"
 
 
+def test_nothing_starts_where_it_would_be_told_to_leave_before_it_works() -> None:
+    """`brief` could end before the maintenance, but its grace period of 30 s has begun."""
+    world = World(domain(0), policy=CALM)
+    world.cycle(maintenance(1000.0, 2000.0))
+    world.submit(timed("brief", 16, 20.0), at_s=969.0)
+    assert world.where("brief") == [A]
+    world.end("brief")
+    world.submit(timed("late", 16, 20.0), at_s=970.0)
+    assert world.gang("late").status == "waiting"
+
+
 def test_a_gang_of_unknown_length_is_assumed_to_run_a_day() -> None:
     day = two(policy=Policy(assumed_duration_s=86_400.0))
     day.cycle(maintenance(80_000.0, 90_000.0))

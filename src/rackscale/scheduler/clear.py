@@ -9,7 +9,7 @@ from rackscale.fleet.gangs import Gang
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.order import Key
-from rackscale.scheduler.place import least_charge, refused, siblings, stays_until
+from rackscale.scheduler.place import in_use, least_charge, refused, siblings, stays_until
 from rackscale.scheduler.preempt import Clearer, Known
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Clearing
@@ -74,7 +74,7 @@ def clearing_for(
         closed = 0
         if calendar.coming or state.reserved:
             until_s, assumed_s = stays_until(cycle, blocked.cls, job, offer)
-            closed = calendar.shut(until_s, assumed_s, 1 << 30, state.occupancy)
+            closed = calendar.shut(*in_use(cycle, job, until_s, assumed_s), 1 << 30, state.occupancy)
             closed |= cycle.promises.closed(key, until_s, 1 << 30)
         if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
             closed |= siblings(cycle, job)

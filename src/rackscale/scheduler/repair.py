@@ -23,6 +23,8 @@ def settle(cycle: Cycle) -> None:
             for d, mask in masks:
                 occupancy.unclaim(d, mask)
                 cycle.changed(d)
+            if not gang.binding:
+                cycle.take(gang)
             cycle.retry = True
         elif gang.status is Status.WAITING and not any(mask & occupancy.held[d] for d, mask in masks):
             for d, mask in masks:
@@ -45,8 +47,11 @@ def repair(cycle: Cycle) -> None:
         if binding is None:
             cycle.actions.append(Requeue(gang=gang.name, attempt=gang.attempt, reason=reason))
             cycle.leaving.add(gang.name)
+            cycle.depart(gang, ())
         else:
             cycle.retry |= code in ("moved-segment", "shrunk")
+            if code == "shrunk":
+                cycle.depart(gang, binding)
             cycle.actions.append(
                 Restart(
                     gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice
@@ -172,7 +177,9 @@ def withdraw(cycle: Cycle) -> None:
         reason = Reason(code="cancelled")
         cycle.actions.append(Stop(gang=gang.name, attempt=gang.attempt, grace_s=grace_s, reason=reason))
         cycle.leaving.add(gang.name)
+        cycle.depart(gang, ())
     due = [name for name, (tell_s, _) in state.evacuating.items() if tell_s <= cycle.now_s]
     for gang in cycle.by_order(due):
         if gang.name not in cycle.leaving:
             cycle.send_away(gang, state.evacuating[gang.name][1])
+            cycle.depart(gang, ())
