@@ -364,6 +364,17 @@ def test_who_leaves_for_another_reason_in_the_same_plan_does_not_count_for_the_g
     assert found.gang("a1").status == "running"
 
 
+def test_limits_count_a_victim_until_it_has_left() -> None:
+    found = world(Queue(name="a", max_gangs=3), domains=2)
+    fill(found, "a", 2, priority="low")
+    new = [of("a", name, priority="high") for name in ("x", "y")]
+    (victim,) = evicted(found.submit(*new, at_s=100.0))
+    (other,) = evicted(found.end(victim, "left")) or evicted(found.tick(120.0))
+    found.end(other, "left")
+    assert found.gang("x").binding
+    assert found.gang("y").binding
+
+
 def test_a_claim_s_start_is_not_counted_twice() -> None:
     found = world(replace(A, borrow_gpus=0), B)
     fill(found, "b", 4, priority="low")

@@ -127,5 +127,5 @@ def evict(cycle: Cycle, found: Clearing, for_gang: str, priority: int) -> None:
             lower = victim.priority < priority and _keeps_quota(cycle, victim, for_gang)
             code = "preempted-for" if lower else "reclaimed-for"
             cycle.send_away(victim, code, for_gang)
-            cycle.take(victim)
+            cycle.depart(victim, ())  # its nodes count against limits until it has left
         cycle.evicted[victim.queue] += 1
