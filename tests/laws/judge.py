@@ -212,7 +212,8 @@ class Judge:
             self.take(life, action.binding, action.choice, leaving_too=True)
             check_nearness(life.job, (self.facts.specs[s.domain] for s in action.binding))
             self.claimed.update(dict.fromkeys(held(action.binding), life.name))
-            promises.check_outlives(self.facts, life, action.binding, action.choice, action.reason.code)
+            if code != "shrunk-for":  # it stays on nodes that it has, and may take longer for it
+                promises.check_outlives(self.facts, life, action.binding, action.choice, action.reason.code)
         if code in EVICTIONS:
             self.evict(life, action)
         elif code == "grown":

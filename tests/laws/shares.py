@@ -79,7 +79,11 @@ class Usage:
                 pass
 
     def check_start(self, life: Life, binding: ev.Binding) -> None:
-        """Limits hold with the gang on top of what is held."""
+        """Limits hold with the gang on top of what is held.
+
+        Who may not be interrupted does not borrow. Where room was cleared for it, that was asked when it was claimed;
+        others of its queue may have borrowed since.
+        """
         g, d = gpus(self.facts, life.job, binding), domains(self.facts, life.job, binding)
         for queue in self.facts.path(life.job.queue):
             self._check_queue(queue, g, d)
@@ -90,7 +94,7 @@ class Usage:
         if own is not None and own.max_gpus_per_user is not None:
             assert self.user_gpus[key] + g <= own.max_gpus_per_user, "user's GPUs"
         in_force = any(queue.guaranteed for queue in self.facts.queues.values())
-        if in_force and not life.job.preemptible and not life.job.cpu_only:
+        if in_force and not life.job.preemptible and not life.job.cpu_only and not life.claim:
             assert own is not None, "not preemptible, and borrows"
             assert within_quota(own, self.gpus[own.name] + g, self.domains[own.name] + d), "borrows for good"
 

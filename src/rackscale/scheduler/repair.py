@@ -105,9 +105,13 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
 def _booked(cycle: Cycle, gang: Gang, d: int) -> int:
     """Nodes of domain d that the gang's booking keeps, and nobody uses."""
     state = cycle.state
-    held = state.machines.calendar.holding.get(state.jobs[gang.job].booking or "", ())
-    kept = sum(mask for at, mask in state.machines.masks(held) if at == d)
-    return kept & state.occupancy.up[d] & ~state.occupancy.held[d]
+    job = state.jobs[gang.job]
+    occupancy = state.machines.books(job).occupancy
+    held = state.machines.calendar.holding.get(job.booking or "", ())
+    kept = 0
+    for at, mask in state.machines.masks(held):
+        kept |= mask if at == d else 0
+    return kept & occupancy.up[d] & ~occupancy.held[d]
 
 
 def _staying(cycle: Cycle, d: int, free: int, count: int, until_s: float) -> tuple[int, ...]:
