@@ -106,6 +106,7 @@ REASONS = {
     "lemon": "the node failed too often",
     "booking-over": "the booking that it ran in is over",
     "booked": "its nodes are kept for a booking",
+    "booking-mended": "a node of the booking went out of use, and others are kept instead",
     "reserved": "nobody behind it may delay its start",
     "no-longer-reserved": "it started, ended, or fell behind in the order",
     "no-replacement": "a node failed and no replacement fits anywhere",
@@ -218,7 +219,7 @@ class Unreserve(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hold(Struct, frozen=True, kw_only=True, tag=True):
-    """A booking begins: these nodes are kept for its jobs."""
+    """A booking begins, or gets other nodes than before: these are kept for its jobs."""
 
     booking: str
     binding: Binding

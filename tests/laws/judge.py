@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
+from msgspec.structs import replace
+
 from rackscale import events as ev
 from rackscale.workload import LEVELS, Job, Level, Offer
 from tests.laws import promises, shares
@@ -304,15 +306,30 @@ class Judge:
     def hold(self, action: ev.Hold) -> None:
         booking, facts = self.facts.bookings[action.booking], self.facts
         assert booking.start_s <= facts.now_s < booking.end_s
-        assert action.booking not in facts.holding
+        before = held(facts.holding.get(action.booking, ()))
+        assert bool(before) == (action.reason.code == "booking-mended")
+        for node in before:
+            del self.booked[node]
         offer = Offer(shape=booking.shape)
         job = Job(name="-", kind="batch", shape=booking.shape, cluster=booking.cluster, system=booking.system)
         check_shape(facts, job, offer, action.binding)
-        for node in held(action.binding):
-            assert facts.up(node)
+        after = held(action.binding)
+        check_nearness(
+            replace(job, nearness=booking.nearness), (facts.specs[s.domain] for s in action.binding)
+        )
+        lost = {
+            facts.lives[self.held[False][n]].status for n in set(before) - set(after) if n in self.held[False]
+        }
+        assert not lost & {"starting", "running"}, "nodes in use are taken from a booking"
+        assert not before or any(not facts.up(node) for node in set(before) - set(after)), (
+            "replaced for nothing"
+        )
+        for node in after:
             assert node not in self.claimed
             assert node not in self.booked
-            assert self.held[False].get(node) is None or self.held[False][node] in self.leaving
+            if node not in before:
+                assert facts.up(node)
+                assert self.held[False].get(node) is None or self.held[False][node] in self.leaving
             self.booked[node] = action.booking
 
     def free(self, action: ev.Free) -> None:

@@ -57,7 +57,7 @@ def smaller(state: FleetState, gang: Gang, than: int | None = None) -> list[int]
 
 
 def shrinkings(
-    state: FleetState, gang: Gang, d: int, short: int, usable: int, already: Shrunk | None = None
+    state: FleetState, gang: Gang, d: int, short: int, usable: int, *, already: Shrunk | None = None
 ) -> Iterator[Shrunk]:
     """The mildest way to shrink that frees `short` nodes of domain d by itself, else the one that frees the most.
 

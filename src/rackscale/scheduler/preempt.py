@@ -346,7 +346,7 @@ class Clearer:
                 gang.name, 0.0 if already else lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding),
                 gang.priority, age_s, shrunk.freed, shrunk,
             )
-            for shrunk in shrinkings(state, gang, d, short, usable, already)
+            for shrunk in shrinkings(state, gang, d, short, usable, already=already)
         ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from rackscale.scheduler.elastic import smaller
 from rackscale.scheduler.fit import Placement, beside, bind, place_one
 from rackscale.scheduler.place import siblings
 from rackscale.scheduler.price import cost
-from rackscale.workload import Offer, Shape
+from rackscale.workload import Job, Offer, Shape
 
 
 def settle(cycle: Cycle) -> None:
@@ -82,7 +82,7 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
         left = dead[len(own) :]
         if not left:
             continue
-        free = occupancy.free[d] | _booked(cycle, gang, d)
+        free = occupancy.free[d] if job.booking is None else _booked(cycle, gang, d)
         if free.bit_count() >= len(left):
             code = "spare" if code == "own-spare" else code
             spares = _staying(cycle, d, free, len(left), gang.end_s)
@@ -107,11 +107,16 @@ def _booked(cycle: Cycle, gang: Gang, d: int) -> int:
     state = cycle.state
     job = state.jobs[gang.job]
     occupancy = state.machines.books(job).occupancy
-    held = state.machines.calendar.holding.get(job.booking or "", ())
     kept = 0
-    for at, mask in state.machines.masks(held):
+    for at, mask in state.machines.masks(_booking(cycle, job)):
         kept |= mask if at == d else 0
     return kept & occupancy.up[d] & ~occupancy.held[d]
+
+
+def _booking(cycle: Cycle, job: Job) -> Binding:
+    """What the job's booking holds; nothing where it has none, or it is over."""
+    name = job.booking or ""
+    return cycle.booked.get(name) or cycle.state.machines.calendar.holding.get(name, ())
 
 
 def _staying(cycle: Cycle, d: int, free: int, count: int, until_s: float) -> tuple[int, ...]:
@@ -145,6 +150,8 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segme
         within &= state.topology.unit(job.nearness.within, state.index[segment.domain])
     if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
         within &= ~siblings(cycle, job, but=gang.name)
+    if job.booking is not None:
+        return _move_inside(cycle, gang, segment, within)
     calendar = state.machines.calendar
     assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
     shut = calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
@@ -155,6 +162,19 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segme
     (moved,) = bind(state, Placement(found.domains, found.free_nodes_left), shape, books=occupancy)
     occupancy.hold(found.domains[0], mask_of(moved.held))
     return moved
+
+
+def _move_inside(cycle: Cycle, gang: Gang, segment: Segment, within: int) -> Segment | None:
+    """The segment on other nodes of the gang's booking, held."""
+    state = cycle.state
+    job, held = state.jobs[gang.job], len(segment.held)
+    for d in sorted({state.index[other.domain] for other in _booking(cycle, job)}):
+        free = _booked(cycle, gang, d)
+        if within >> d & 1 and free.bit_count() >= held:
+            nodes, work = lowest_nodes(free, held), len(segment.nodes)
+            state.machines.books(job).occupancy.hold(d, mask_of(nodes))
+            return Segment(domain=state.domains[d].name, nodes=nodes[:work], spares=nodes[work:])
+    return None
 
 
 def _shrink(cycle: Cycle, gang: Gang, where: tuple[str, int]) -> Mended:
