@@ -111,7 +111,7 @@ REASONS = {
     "no-longer-reserved": "it started, ended, or fell behind in the order",
     "no-replacement": "a node failed and no replacement fits anywhere",
     "cleared-domain": "nodes are held for this gang while victims leave",
-    "claim-broken": "a claimed node is no longer usable",
+    "claim-broken": "a claimed node is no longer usable, or not for as long as the gang takes",
     "cancelled": "its owner cancelled it",
     "never-fits": "no domain of this fleet could ever hold it",
     "unknown-priority": "the policy does not define its priority class",
