@@ -106,11 +106,12 @@ REASONS = {
     "lemon": "the node failed too often",
     "booking-over": "the booking that it ran in is over",
     "booked": "its nodes are kept for a booking",
+    "booking-mended": "a node of the booking went out of use, and others are kept instead",
     "reserved": "nobody behind it may delay its start",
     "no-longer-reserved": "it started, ended or fell behind in the order, or nobody knows when there will be room",
     "no-replacement": "a node failed and no replacement fits anywhere",
     "cleared-domain": "nodes are held for this gang while victims leave",
-    "claim-broken": "a claimed node is no longer usable",
+    "claim-broken": "a claimed node is no longer usable, or not for as long as the gang takes",
     "cancelled": "its owner cancelled it",
     "never-fits": "no domain of this fleet could ever hold it",
     "unknown-priority": "the policy does not define its priority class",
@@ -218,7 +219,7 @@ class Unreserve(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hold(Struct, frozen=True, kw_only=True, tag=True):
-    """A booking begins: these nodes are kept for its jobs."""
+    """A booking begins, or gets other nodes than before: these are kept for its jobs."""
 
     booking: str
     binding: Binding

@@ -367,7 +367,7 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def the_laws_hold(self) -> None:
-        check_state(self.state)
+        check_state(self.state, self.lawyer)
 
     def teardown(self) -> None:
         """The same events, through bytes, give the same decisions and the same state."""

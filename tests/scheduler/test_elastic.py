@@ -153,6 +153,29 @@ def test_a_dearer_elastic_gang_shrinks_before_a_cheap_one_is_evicted() -> None:
     assert (set(moves(actions)), [a.gang for a in actions if isinstance(a, Preempt)]) == ({"e"}, [])
 
 
+@pytest.mark.parametrize(("wanted", "left"), [(1, 3), (2, 2), (3, 1)])
+def test_a_gang_that_is_in_the_way_in_several_domains_shrinks_rather_than_leave(
+    wanted: int, left: int
+) -> None:
+    world = wide((1, 2, 3, 4), domains=4)
+    assert len(world.where("e")) == 4
+    actions = world.submit(job("p", 18, wanted, priority="production"), at_s=50.0)
+    assert not [a for a in actions if isinstance(a, Preempt)]
+    assert moves(actions) == {"e": ("shrunk-for", 18 * left)}
+    world.run(world.end("e", "left"))
+    assert (len(world.where("e")), len(world.where("p"))) == (left, wanted)
+
+
+def test_of_two_gangs_in_the_way_one_leaves_and_the_other_only_shrinks() -> None:
+    world = World(*(domain(i, spares=0) for i in range(4)), policy=QUICK)
+    two = (Offer(shape=Shape(segments=2, nodes_per_segment=18), throughput=2.0),)
+    world.submit(*(replace(elastic(name, 18), offers=two) for name in ("e", "f")))
+    assert [len(world.where(name)) for name in ("e", "f")] == [2, 2]
+    actions = world.submit(job("p", 18, 3, priority="production"), at_s=50.0)
+    (gone,) = [a.gang for a in actions if isinstance(a, Preempt)]
+    assert moves(actions) == {({"e", "f"} - {gone}).pop(): ("shrunk-for", 18)}
+
+
 def test_guards_protect_elastic_gangs_too() -> None:
     world = full(policy=Policy(min_runtime_s=500.0))
     assert not moves(world.submit(job("vip", 4, priority="high"), at_s=100.0))

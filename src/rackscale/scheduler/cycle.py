@@ -73,6 +73,8 @@ class Cycle:
         """Whether this plan itself frees nodes (a claim broke, a segment moved): decide again at once."""
         self.claimed: set[str] = set()
         """Waiting gangs for which room is cleared in this cycle."""
+        self.booked: dict[str, Binding] = {}
+        """Bookings of which nodes were replaced in this cycle, and what they hold now."""
         self.wakes: list[float] = []
         """Times at which something else becomes due."""
 

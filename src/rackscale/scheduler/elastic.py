@@ -37,14 +37,17 @@ class Shrunk(NamedTuple):
         return held & ~kept
 
 
-def smaller(state: FleetState, gang: Gang) -> list[int]:
-    """Choices with fewer nodes than the present one, on the same system; those with the most throughput first."""
+def smaller(state: FleetState, gang: Gang, than: int | None = None) -> list[int]:
+    """Choices with fewer nodes than the present one, on the same system; those with the most throughput first.
+
+    `than`: a choice that is taken for the present one.
+    """
     job = state.jobs[gang.job]
     if not job.elastic or not job.offers or not gang.binding:
         return []
     choices = job.choices
     system = state.domains[state.index[gang.binding[0].domain]].system
-    now = choices[gang.choice].shape.nodes_held
+    now = choices[gang.choice if than is None else than].shape.nodes_held
     fewer = [
         n
         for n, offer in enumerate(choices)
@@ -53,15 +56,21 @@ def smaller(state: FleetState, gang: Gang) -> list[int]:
     return sorted(fewer, key=lambda n: (-choices[n].throughput, n))
 
 
-def shrinkings(state: FleetState, gang: Gang, d: int, short: int, usable: int) -> Iterator[Shrunk]:
-    """The mildest way to shrink that frees `short` nodes of domain d by itself, else the one that frees the most."""
+def shrinkings(
+    state: FleetState, gang: Gang, d: int, short: int, usable: int, *, already: Shrunk | None = None
+) -> Iterator[Shrunk]:
+    """The mildest way to shrink that frees `short` nodes of domain d by itself, else the one that frees the most.
+
+    `already`: how it shrinks for another domain; it then shrinks further.
+    """
     most: Shrunk | None = None
-    for choice in smaller(state, gang):
+    now, than = (gang.binding, None) if already is None else (already.binding, already.choice)
+    for choice in smaller(state, gang, than):
         offer = state.jobs[gang.job].choices[choice]
-        binding = _without(state, gang, d, offer)
+        binding = _without(state, now, d, offer)
         if binding is None:
             continue
-        held = _mask_in(state, gang.binding, d)
+        held = _mask_in(state, now, d)
         freed = (held & ~_mask_in(state, binding, d) & usable).bit_count()
         found = Shrunk(choice, binding, freed)
         if freed >= short:
@@ -81,9 +90,9 @@ def _mask_in(state: FleetState, binding: Binding, d: int) -> int:
     return mask
 
 
-def _without(state: FleetState, gang: Gang, d: int, offer: Offer) -> Binding | None:
-    """The gang's binding cut down to the offer's shape, giving up nodes of domain d first; None if it can't be."""
-    shape, segments = offer.shape, list(gang.binding)
+def _without(state: FleetState, binding: Binding, d: int, offer: Offer) -> Binding | None:
+    """The binding cut down to the offer's shape, giving up nodes of domain d first; None if it can't be."""
+    shape, segments = offer.shape, list(binding)
     if shape.segments > len(segments) or shape.nodes_per_segment > len(segments[0].nodes):
         return None
     if shape.spares_per_segment > len(segments[0].spares):

@@ -16,10 +16,10 @@ from math import inf
 from rackscale.events import Segment
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
-from rackscale.fleet.queues import Charge
+from rackscale.fleet.queues import NOTHING, Charge
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
-from rackscale.scheduler.elastic import shrinkings
+from rackscale.scheduler.elastic import Shrunk, shrinkings
 from rackscale.scheduler.exact import MOST, cheapest_set, smallest_set
 from rackscale.scheduler.price import Rules, Taker, cost, evictions_left, price
 from rackscale.scheduler.victims import Ask, Clearing, Victim
@@ -244,17 +244,29 @@ class Clearer:
 
     def pick(self, victims: Iterable[Victim]) -> str | None:
         """Take these victims; or the name of one that budgets or quotas protect now that others are taken."""
-        done: list[Victim] = []
+        done: list[tuple[Victim, Victim | None]] = []
         for victim in victims:
+            before = self._drop(victim.name)
             if not self._affords(victim):
-                for other in done:
-                    del self.picked[other.name]
-                    self._trial(other, -1)
+                for other, its_before in [(victim, before), *reversed(done)]:
+                    self._drop(other.name)
+                    if its_before is not None:
+                        self._take(its_before)
                 return victim.name
-            self.picked[victim.name] = victim
-            self._trial(victim, 1)
-            done.append(victim)
+            self._take(victim)
+            done.append((victim, before))
         return None
+
+    def _take(self, victim: Victim) -> None:
+        self.picked[victim.name] = victim
+        self._trial(victim, 1)
+
+    def _drop(self, name: str) -> Victim | None:
+        """Take a pick back: that it shrinks is not enough, or not lawful."""
+        before = self.picked.pop(name, None)
+        if before is not None:
+            self._trial(before, -1)
+        return before
 
     def _affords(self, victim: Victim) -> bool:
         gang = self.state.gangs[victim.name]
@@ -271,7 +283,10 @@ class Clearer:
         for name, mask in state.tenants.on[d].items():
             if name in picked:
                 shrunk = picked[name].shrunk
-                soon |= mask if shrunk is None else shrunk.mask(d, mask, state.index)
+                gone = mask if shrunk is None else shrunk.mask(d, mask, state.index)
+                soon |= gone
+                if mask & ~gone and name not in barred:  # it could shrink further, or leave
+                    found.append((gangs[name], mask & ~gone))
                 continue
             gang = gangs[name]
             if gang.status is Status.LEAVING or name in leaving:
@@ -300,13 +315,16 @@ class Clearer:
             if not gives:
                 continue
             rule, enough = self.rules.of(gang.queue), False
+            before = self.picked.get(gang.name)
+            paid = 0.0 if before is None else before.price
+            had = NOTHING if before is None else self._gives(before)
             if gang.name in elastic:
-                smaller = self._smaller(gang, d, short, usable)
+                smaller = self._smaller(gang, d, short, usable, None if before is None else before.shrunk)
                 enough = max((v.gives for v in smaller), default=0) >= min(short, gives)
-                found += [victim for victim in smaller if rule.can_lose(self._gives(victim))]
-            if not enough and rule.can_lose(gang.charge):
-                age_s = self.now_s - (gang.started_s or 0.0)
-                found.append(Victim(gang.name, self._price(gang), gang.priority, age_s, gives))
+                found += [victim for victim in smaller if rule.can_lose(self._gives(victim).less(had))]
+            if not enough and rule.can_lose(gang.charge.less(had)):
+                age_s, price = self.now_s - (gang.started_s or 0.0), max(0.0, self._price(gang) - paid)
+                found.append(Victim(gang.name, price, gang.priority, age_s, gives))
         return found
 
     def _price(self, gang: Gang) -> float:
@@ -316,17 +334,19 @@ class Clearer:
             found = prices[gang.name] = price(self.state, gang, self.now_s)
         return found
 
-    def _smaller(self, gang: Gang, d: int, short: int, usable: int) -> list[Victim]:
-        """The elastic gang with fewer nodes in domain d."""
+    def _smaller(
+        self, gang: Gang, d: int, short: int, usable: int, already: Shrunk | None = None
+    ) -> list[Victim]:
+        """The elastic gang with fewer nodes in domain d; `already`: that it shrinks for another is paid."""
         state = self.state
         age_s, lost_gpu_s = self.now_s - (gang.started_s or 0.0), cost(state, gang, self.now_s).lost_gpu_s
         restart_s = state.jobs[gang.job].durability.restart_s
         return [
             Victim(
-                gang.name, lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding), gang.priority, age_s,
-                shrunk.freed, shrunk,
+                gang.name, 0.0 if already else lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding),
+                gang.priority, age_s, shrunk.freed, shrunk,
             )
-            for shrunk in shrinkings(state, gang, d, short, usable)
+            for shrunk in shrinkings(state, gang, d, short, usable, already=already)
         ]  # fmt: skip
 
 
