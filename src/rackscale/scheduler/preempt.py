@@ -21,8 +21,8 @@ from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
 from rackscale.scheduler.elastic import shrinkings
 from rackscale.scheduler.exact import MOST, cheapest_set, smallest_set
-from rackscale.scheduler.price import Rules, Taker, cost, evictions_left, price
-from rackscale.scheduler.victims import Ask, Clearing, Victim
+from rackscale.scheduler.price import Rules, Taker, at_rest, cost, evictions_left, price
+from rackscale.scheduler.victims import Ask, Clearing, Guest, Victim
 
 GIVE_UP = 4
 """Domains without a lawful set of victims that are looked at per wanted candidate (but at least `ALL`), before the
@@ -45,6 +45,8 @@ class Known:
     def __init__(self) -> None:
         self.prices: dict[str, float] = {}
         """Gang -> GPU-seconds."""
+        self._guests: dict[int, tuple[int, list[Guest]]] = {}
+        """Domain -> the nodes of those who leave anyway, and who else is there."""
         self.refused: dict[object, dict[int, int]] = {}
         """What takers are alike in -> nodes wanted -> domains in which so many could not be freed."""
         self._leave = 0
@@ -57,8 +59,24 @@ class Known:
         index, found = state.index, self._leave
         for name in new:
             for segment in state.gangs[name].binding:
-                found |= 1 << index[segment.domain]
+                d = index[segment.domain]
+                found |= 1 << d
+                self._guests.pop(d, None)
         self._leave = found
+        return found
+
+    def guests(self, state: FleetState, d: int, leaving: set[str]) -> tuple[int, list[Guest]]:
+        """Of domain d: the nodes of those who leave anyway, and who else is there. `leave` was asked before."""
+        found = self._guests.get(d)
+        if found is None:
+            soon, guests, gangs = 0, list[Guest](), state.gangs
+            for name, mask in state.tenants.on[d].items():
+                gang = gangs[name]
+                if gang.status is Status.LEAVING or name in leaving:
+                    soon |= mask
+                else:
+                    guests.append(Guest(gang, name, gang.priority, gang.queue, mask))
+            found = self._guests[d] = (soon, guests)
         return found
 
 
@@ -84,8 +102,8 @@ class Clearer:
         """Gangs that may be preempted, by queue; `evicted` in this cycle are off already."""
         self.picked: dict[str, Victim] = {}
         self.queues: frozenset[str] | None = NO_QUOTAS
-        self._lawful: dict[str, bool] = {}
-        """Gang -> whether it may be interrupted, quotas and budgets aside."""
+        self._below: dict[str, float] = {}
+        """Queue -> the priority below which its gangs may be taken."""
         self._known = known or Known()
         self.refused: dict[int, int] = {}
         """Nodes wanted -> domains in which so many could not be freed for such a taker."""
@@ -106,7 +124,7 @@ class Clearer:
         for straddle in (False, True) if self.reclaims else (False,):
             self.rules = Rules(self.state, ask.taker, self.now_s, straddle=straddle)
             self.queues = self._generous(ask.taker, straddle=straddle)
-            self._lawful.clear()
+            self._below.clear()
             if not self.queues:
                 continue
             found = self._search(ask)
@@ -263,58 +281,65 @@ class Clearer:
             return False
         return self.rules.of(gang.queue).can_lose(self._gives(victim))
 
-    def survey(self, d: int, barred: set[str]) -> tuple[int, list[tuple[Gang, int]]]:
+    def survey(self, d: int, barred: set[str]) -> tuple[int, list[Guest]]:
         """Of domain d: the nodes of those who leave anyway, and who could be taken with which nodes."""
-        state, picked, leaving = self.state, self.picked, self.leaving
-        gangs, lawful = state.gangs, self._lawful
-        soon, found = 0, list[tuple[Gang, int]]()
-        for name, mask in state.tenants.on[d].items():
+        state, picked, below = self.state, self.picked, self._below
+        soon, guests = self._known.guests(state, d, self.leaving)
+        found = list[Guest]()
+        for guest in guests:
+            name = guest.name
             if name in picked:
                 shrunk = picked[name].shrunk
-                soon |= mask if shrunk is None else shrunk.mask(d, mask, state.index)
+                soon |= guest.mask if shrunk is None else shrunk.mask(d, guest.mask, state.index)
                 continue
-            gang = gangs[name]
-            if gang.status is Status.LEAVING or name in leaving:
-                soon |= mask
+            limit = below.get(guest.queue)
+            if limit is None:
+                limit = below[guest.queue] = self._reach(guest.queue)
+            if guest.priority >= limit or name in barred:
                 continue
-            may = lawful.get(name)
-            if may is None:
-                may = lawful[name] = self._may(gang)
-            if may and name not in barred:
-                found.append((gang, mask))
+            if guest.may is None:
+                gang = guest.gang
+                guest.may = at_rest(gang, state.jobs[gang.job], state.policy, self.now_s) is None
+            if guest.may:
+                found.append(guest)
         occupancy = state.occupancy
         return soon & occupancy.up[d] & ~occupancy.claimed[d], found
 
-    def _may(self, gang: Gang) -> bool:
-        queues = self.queues
-        if queues is not NO_QUOTAS and queues is not None and gang.queue not in queues:
-            return False
-        return self.rules.interruptible(gang) is None
+    def _reach(self, queue: str) -> float:
+        """The priority below which gangs of the queue may be taken, as long as it can lose them."""
+        if self.queues is not NO_QUOTAS and self.queues is not None and queue not in self.queues:
+            return -inf
+        return self.rules.reach(queue)
 
-    def offers(self, d: int, short: int, guests: list[tuple[Gang, int]], usable: int) -> list[Victim]:
+    def offers(self, d: int, short: int, guests: list[Guest], usable: int) -> list[Victim]:
         """Ways to free nodes of domain d, one or two per gang that may be taken."""
         found = list[Victim]()
-        elastic = self.state.elastic if self.shrinks else {}
-        for gang, mask in guests:
-            gives = (mask & usable).bit_count()
+        elastic = self.state.elastic if self.shrinks else ()
+        rules = self.rules
+        for guest in guests:
+            gives = (guest.mask & usable).bit_count()
             if not gives:
                 continue
-            rule, enough = self.rules.of(gang.queue), False
-            if gang.name in elastic:
+            gang, rule, enough = guest.gang, rules.of(guest.queue), False
+            if elastic and guest.name in elastic:
                 smaller = self._smaller(gang, d, short, usable)
                 enough = max((v.gives for v in smaller), default=0) >= min(short, gives)
                 found += [victim for victim in smaller if rule.can_lose(self._gives(victim))]
-            if not enough and rule.can_lose(gang.charge):
-                age_s = self.now_s - (gang.started_s or 0.0)
-                found.append(Victim(gang.name, self._price(gang), gang.priority, age_s, gives))
+            charge = gang.charge
+            if not enough and charge.gpus <= rule.gpus and charge.domains <= rule.micro_domains:
+                victim = guest.whole
+                if victim is None or victim.gives != gives:
+                    victim = guest.whole = self._whole(gang, gives)
+                found.append(victim)
         return found
 
-    def _price(self, gang: Gang) -> float:
-        prices = self._known.prices
-        found = prices.get(gang.name)
-        if found is None:
-            found = prices[gang.name] = price(self.state, gang, self.now_s)
-        return found
+    def _whole(self, gang: Gang, gives: int) -> Victim:
+        """The gang, evicted."""
+        prices, name = self._known.prices, gang.name
+        costs = prices.get(name)
+        if costs is None:
+            costs = prices[name] = price(self.state, gang, self.now_s)
+        return Victim(name, costs, gang.priority, self.now_s - (gang.started_s or 0.0), gives)
 
     def _smaller(self, gang: Gang, d: int, short: int, usable: int) -> list[Victim]:
         """The elastic gang with fewer nodes in domain d."""
