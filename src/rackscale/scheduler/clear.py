@@ -9,9 +9,10 @@ from rackscale.fleet.gangs import Gang
 from rackscale.fleet.queues import Charge
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
+from rackscale.scheduler.known import Known
 from rackscale.scheduler.order import Key
 from rackscale.scheduler.place import in_use, least_charge, refused, siblings, stays_until
-from rackscale.scheduler.preempt import Clearer, Known
+from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Clearing
 
