@@ -121,7 +121,8 @@ def can_start(
 
     `kept`: gangs that start on what was claimed for them, and their choices.
 
-    `hopeful`: failed nodes and those in maintenance until then are back, who should have ended has, and nothing else goes out of use.
+    `hopeful`: failed nodes and those in maintenance until then are back, who should have ended has, and nothing else
+    goes out of use.
     """
     shape = reserved.job.choices[promise.choice].shape
     for domain in set(promise.domains):
