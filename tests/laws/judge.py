@@ -115,6 +115,7 @@ class Judge:
     def start(self, action: ev.Start) -> None:
         life = self.facts.lives[action.gang]
         assert life.status == "waiting"
+        assert self.facts.now_s >= life.not_before_s, f"{life.name} starts while it pauses after a failure"
         assert not life.cancelled
         assert action.attempt == life.attempt + 1
         if life.claim and action.reason.code == "claim-complete":
@@ -158,6 +159,7 @@ class Judge:
     def claim(self, action: ev.Claim) -> None:
         life = self.facts.lives[action.gang]
         assert life.status == "waiting"
+        assert self.facts.now_s >= life.not_before_s, f"room is cleared for {life.name} while it pauses"
         assert not life.claim
         assert not life.job.cpu_only
         self.take(life, action.binding, action.choice, leaving_too=True)

@@ -218,6 +218,7 @@ def check_state(state: FleetState, lawyer: Lawyer) -> None:
             bits = sum(1 << n for n in range(spec.nodes) if (spec.name, n) in taken)
             assert getattr(state.occupancy, name)[d] == bits
     waiting = [g.name for g in state.gangs.values() if g.status is Status.WAITING and not g.claim]
+    waiting = [name for name in waiting if name not in state.paused]
     assert sorted(waiting) == sorted(state.waiting)
     assert state.waiting.size == len(waiting)
     check_nobody_waits_for_nothing(state, waiting, lawyer.promised)

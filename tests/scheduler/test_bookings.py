@@ -26,7 +26,7 @@ CALM = Policy(preemption=False)
 
 
 def timed(name: str, nodes: int, lasts_s: float | None = 500.0, **more: object) -> Job:
-    durability = Durability(restart_s=0.0, grace_s=30.0)
+    durability = Durability(restart_s=0.0, grace_s=30.0, retry_delay_s=0.0)
     return replace(job(name, nodes), duration_s=lasts_s, durability=durability, **more)
 
 

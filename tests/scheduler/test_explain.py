@@ -192,6 +192,11 @@ def test_bookings_not_begun_too_short_and_full() -> None:
     answer = asked(world, "early").obstacle
     assert answer is not None
     assert (answer.code, answer.detail, answer.at_s) == ("booking", "not-begun", 100.0)
+    world.submit(replace(lasting("never", 2, s=901.0), booking="demo"))
+    assert because.sentence(asked(world, "never")) == (
+        "it can never start in booking demo, which ends in 17 min:"
+        " it takes 15 min, and 15 min of the booking are to come"
+    )
     world.run(world.tick(100.0))
     world.submit(
         replace(lasting("slow", 2, s=5000.0), booking="demo"),

@@ -375,6 +375,22 @@ def test_limits_count_a_victim_until_it_has_left() -> None:
     assert found.gang("y").binding
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_who_reclaims_stays_within_its_quota_with_what_it_gets_not_with_the_least_it_could(
+    elsewhere: bool,
+) -> None:
+    """4 nodes cost 8 GPUs in `d` and 16 in `c`; a is owed 8. Those in `c` would be the cheaper victims."""
+    queues = Queue(name="a", quota_gpus=8), Queue(name="b")
+    dear = replace(domain(1, cluster="d", nodes=4, spares=0), gpus_per_node=2)
+    found = World(domain(0, nodes=4, spares=0), dear, policy=EAGER, queues=queues)
+    found.submit(
+        of("b", "c0", cluster="c"),
+        of("b", "d0", cluster="d", preemptible=elsewhere, eviction_penalty_gpu_h=100.0),
+    )
+    actions = found.submit(of("a", "a0"), at_s=100.0)
+    assert evicted(actions) == ({"d0": "reclaimed-for"} if elsewhere else {})
+
+
 def test_a_claim_s_start_is_not_counted_twice() -> None:
     found = world(replace(A, borrow_gpus=0), B)
     fill(found, "b", 4, priority="low")

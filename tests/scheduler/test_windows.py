@@ -21,6 +21,7 @@ from rackscale.events import (
     Restart,
     Start,
     Submitted,
+    Unclaim,
     Undrained,
     Unplanned,
 )
@@ -33,7 +34,7 @@ CALM = Policy(preemption=False)
 
 def timed(name: str, nodes: int, lasts_s: float | None = 500.0, **more: object) -> Job:
     """Starts in no time, so that it lasts exactly so long."""
-    durability = Durability(restart_s=0.0, grace_s=30.0)
+    durability = Durability(restart_s=0.0, grace_s=30.0, retry_delay_s=0.0)
     return replace(job(name, nodes), duration_s=lasts_s, durability=durability, **more)
 
 
@@ -424,3 +425,33 @@ def test_a_gang_with_little_left_to_do_starts_beside_nodes_that_go() -> None:
     world.cycle(maintenance(1000.0, 2000.0, nodes=(0, 1)))
     world.end("most", "failed")
     assert world.where("most") == [A]
+
+
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_claim_is_given_up_when_its_nodes_go_out_of_use_before_the_gang_would_be_done(
+    expires: bool,
+) -> None:
+    """What is planned after the claim counts as what was planned before it."""
+    world = two(policy=Policy(min_runtime_s=0.0))
+    world.submit(*(timed(f"low{i}", 17, priority="low") for i in range(2)))
+    world.submit(timed("vip", 17, 5000.0, priority="high"), at_s=100.0)
+    (first,) = {segment.domain for segment in world.gang("vip").claim}
+    other = B if first == A else A
+    late = (
+        Extended(at_s=101.0, domains=(first,), expires_s=500.0)
+        if expires
+        else maintenance(500.0, 9000.0, where=first)
+    )
+    (gone,) = (a for a in world.cycle(late) if isinstance(a, Unclaim))
+    assert (gone.gang, gone.reason.code) == ("vip", "claim-broken")
+    world.tick(world.state.now_s)
+    assert {segment.domain for segment in world.gang("vip").claim} == {other}
+
+
+def test_a_claim_stays_where_the_gang_is_done_before_maintenance() -> None:
+    world = two(policy=Policy(min_runtime_s=0.0))
+    world.submit(*(timed(f"low{i}", 17, priority="low") for i in range(2)))
+    world.submit(timed("vip", 17, 300.0, priority="high"), at_s=100.0)
+    (first,) = {segment.domain for segment in world.gang("vip").claim}
+    assert not [a for a in world.cycle(maintenance(500.0, 9000.0, where=first)) if isinstance(a, Unclaim)]
+    assert world.gang("vip").claim

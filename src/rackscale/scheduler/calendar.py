@@ -10,7 +10,7 @@ from rackscale.fleet.health import EXPIRED, LEMON
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
-from rackscale.scheduler.clear import evict
+from rackscale.scheduler.clear import affordable, evict
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.fit import beside, bind, place, place_one
 from rackscale.scheduler.preempt import Clearer
@@ -165,7 +165,7 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
     closed = state.machines.calendar.shut(booking.end_s, booking.end_s, 1 << 30, state.occupancy)
     charge = Charge(*state.topology.floor(booking.shape, booking.system, booking.cluster))
-    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, charge), closed))
+    clearing = affordable(clearer, Ask(wants, offer, Taker(priority, booking.queue, charge), closed))
     if clearing is None:
         return False
     cycle.promises.keep(f"@{booking.name}")

@@ -128,6 +128,8 @@ def _why(state: FleetState, name: str, told: History, now_s: float) -> Why:
     gang = state.gangs.get(name)
     if gang is None:
         return _ended(state, name, state.ended[name], told, now_s)
+    if gang.paused_until_s is not None:
+        return _paused(state, gang, history, now_s)
     if gang.status is Status.WAITING:
         return _claimed(state, gang, history, now_s)
     return _placed(state, gang, history, now_s)
@@ -239,7 +241,10 @@ def _in_line(state: FleetState, gang: Gang, now_s: float) -> InLine:
     order = Order(state, now_s)
     mine = order.of(gang)
     ahead, last = 0, None
+    booking = state.jobs[gang.job].booking
     for cls in state.waiting.classes.values():
+        if cls.job.booking != booking:  # it waits for other nodes
+            continue
         at = bisect_left(range(len(cls.entries)), mine, key=lambda n, cls=cls: order.of_entry(cls, n))  # type: ignore[misc]
         ahead += at
         if at:
@@ -274,6 +279,16 @@ def _guards(judge: Judge, choice: int) -> dict[str, int]:
         if other.binding and not state.jobs[other.job].cpu_only
     )
     return dict(sorted(counts.items()))
+
+
+def _paused(state: FleetState, gang: Gang, history: tuple[Happened, ...], now_s: float) -> Why:
+    """Its program failed, and it is not in line yet."""
+    most = state.jobs[gang.job].durability.max_restarts
+    obstacle = Obstacle(code="paused", at_s=gang.paused_until_s, used=gang.restarts, limit=most)
+    return Why(
+        gang=gang.name, status=gang.status, now_s=now_s, since_s=gang.since_s, constraint="paused", obstacle=obstacle,
+        ran_before=gang.cause, evictions=gang.evictions, history=history, attempts=gang.attempt,
+    )  # fmt: skip
 
 
 def _claimed(state: FleetState, gang: Gang, history: tuple[Happened, ...], now_s: float) -> Why:

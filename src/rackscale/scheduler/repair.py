@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from rackscale.events import Binding, Reason, Requeue, Restart, Segment, Stop, Unclaim
 from rackscale.fleet.gangs import Gang, Status, shift
+from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.elastic import smaller
 from rackscale.scheduler.fit import Placement, beside, bind, place_one
-from rackscale.scheduler.place import siblings
+from rackscale.scheduler.place import in_use, siblings
 from rackscale.scheduler.price import cost
 from rackscale.workload import Job, Offer, Shape
 
@@ -18,7 +21,7 @@ def settle(cycle: Cycle) -> None:
     state, occupancy = cycle.state, cycle.state.occupancy
     for gang in cycle.by_order(state.claimants):
         masks = state.claimants[gang.name]
-        if any(mask & ~occupancy.up[d] for d, mask in masks):
+        if any(mask & ~occupancy.up[d] for d, mask in masks) or _outlives(cycle, gang, masks):
             cycle.actions.append(Unclaim(gang=gang.name, reason=Reason(code="claim-broken")))
             for d, mask in masks:
                 occupancy.unclaim(d, mask)
@@ -30,6 +33,21 @@ def settle(cycle: Cycle) -> None:
             for d, mask in masks:
                 occupancy.unclaim(d, mask)
             cycle.start(gang, gang.claim, Reason(code="claim-complete"), gang.claim_choice)
+
+
+def _outlives(cycle: Cycle, gang: Gang, masks: tuple[tuple[int, int], ...]) -> bool:
+    """Whether claimed nodes go out of use before the gang would be done: that was planned after they were claimed."""
+    on, job = cycle.state.machines.calendar.on, cycle.state.jobs[gang.job]
+    if not on:
+        return False
+    until_s = cycle.ends_s(gang, gang.claim_choice)
+    assumed_s = until_s if until_s < inf else cycle.now_s + cycle.state.policy.assumed_duration_s
+    until_s, assumed_s = in_use(cycle, job, until_s, assumed_s)
+    return any(
+        window.mask & mask and window.start_s < (until_s if window.name == EXPIRED else assumed_s)
+        for d, mask in masks
+        for window in on.get(d, ())
+    )
 
 
 def repair(cycle: Cycle) -> None:
