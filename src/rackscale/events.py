@@ -94,7 +94,7 @@ REASONS = {
     "spare": "a failed node was replaced by a free node of the same domain",
     "moved-segment": "no free node was left in the domain, so the segment moved to another domain",
     "own-spare": "a failed node was replaced by a spare of the gang's own",
-    "preempted-for": "its nodes are cleared for a gang of higher priority; this set of victims loses the least",
+    "preempted-for": "its nodes are cleared for a gang of higher priority; no cheaper set of victims was found",
     "reclaimed-for": "it runs on nodes that its queue borrowed, and whose queue is owed them wants them back",
     "shrunk-for": "some of its nodes are cleared for another gang; it goes on with the rest",
     "shrunk": "no replacement was found for a failed node, so it goes on with fewer nodes",

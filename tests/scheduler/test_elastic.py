@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from rackscale.events import Action, Checkpointed, Claim, Move, Preempt, Restart, Start
-from rackscale.workload import Durability, Job, Offer, Policy, Queue, Shape
+from rackscale.events import (
+    Action,
+    Checkpointed,
+    Claim,
+    GangRunning,
+    Move,
+    Preempt,
+    Restart,
+    Start,
+    Submitted,
+)
+from rackscale.workload import Durability, Job, Nearness, Offer, Policy, Queue, Shape
 from tests.scheduler.world import World, domain, job
 
 A, B = "c/us-000", "c/us-001"
@@ -116,6 +126,37 @@ def test_nobody_else_takes_what_a_growing_gang_was_given_under_the_limit() -> No
     assert moves(world.tick(100.0)) == {"e": ("grown", 8)}
     world.submit(job("late", 4), at_s=101.0)
     assert world.gang("late").status == "waiting"
+
+
+def test_a_gang_that_asks_to_be_spread_grows_onto_another_leaf() -> None:
+    specs = (replace(domain(i, nodes=4, spares=0), leaf="l0" if i < 2 else "l1") for i in range(3))
+    world = World(*specs, policy=QUICK)
+    two = (Offer(shape=Shape(segments=2, nodes_per_segment=4), throughput=2.0),)
+    wants = replace(elastic("e", 4), offers=two, nearness=Nearness(spread="leaf"))
+    world.submit(job("fills", 4, cluster="c"), job("fills-too", 4))
+    world.submit(wants)
+    assert world.where("e") == ["c/us-002"]
+    world.end("fills")
+    assert moves(world.tick(20.0)) == {"e": ("grown", 8)}
+    near = World(*(replace(domain(i, nodes=4, spares=0), leaf="l0") for i in range(2)), policy=QUICK)
+    near.submit(job("fills", 4))
+    near.submit(wants)
+    near.end("fills")
+    assert not moves(near.tick(20.0))
+
+
+def test_a_gang_that_saves_by_itself_grows_at_its_next_checkpoint() -> None:
+    unasked = Durability(grace_s=30.0, restart_s=10.0)
+    world = World(domain(0), policy=QUICK)
+    world.submit(job("fills", 13))
+    world.cycle(Submitted(at_s=0.0, job=elastic("e", 4, 8, durability=unasked)))
+    world.state.fold(GangRunning(at_s=0.0, gang="e", attempt=1, saves_every_s=100.0))
+    world.state.now_s = 50.0
+    assert not moves(world.end("fills"))
+    woken_s = world.state.wake_at_s
+    assert woken_s is not None
+    assert 100.0 < woken_s < 102.0
+    assert moves(world.tick(woken_s)) == {"e": ("grown", 8)}
 
 
 # -- shrinking ---------------------------------------------------------------------------------------------------------

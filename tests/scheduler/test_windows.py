@@ -198,6 +198,17 @@ def test_a_segment_does_not_move_where_maintenance_comes() -> None:
     assert world.where("runs") == [C]
 
 
+def test_a_segment_that_has_to_begin_again_does_not_move_where_there_is_no_time_for_it() -> None:
+    """It would have ended at 500; nothing was saved, so it ends at 900, and maintenance comes at 700."""
+    for start_s, moves in ((700.0, False), (950.0, True)):
+        world = World(domain(0, nodes=16, spares=0), domain(1, nodes=16, spares=0), policy=CALM)
+        world.submit(timed("a", 16, 500.0))
+        world.cycle(maintenance(start_s, 2000.0, where=B))
+        world.tick(400.0)
+        actions = world.fail(A, 0)
+        assert [a.reason.code for a in actions if isinstance(a, Restart)] == ["moved-segment"] * moves
+
+
 def test_a_replacement_node_is_not_one_that_goes_into_maintenance() -> None:
     world = World(domain(0, spares=2), policy=CALM)
     world.submit(timed("runs", 16, 5000.0))

@@ -293,7 +293,8 @@ def _protection(it: Placed, now_s: float) -> str:
         else ""
     )
     takers = [name for name in it.taken_by if name != "reclaim"]
-    by = [f"by {listed(takers)}"] if takers else []
+    inside = f" of queue {it.taken_within}" if it.taken_within is not None else ""
+    by = [f"by {listed(takers)}{inside}"] if takers else []
     by += ["by queues that are owed what its queue borrows"] if "reclaim" in it.taken_by else []
     may = f"it may be preempted {' or '.join(by)}" if by else "nobody may preempt it"
     if it.shrinks and by:

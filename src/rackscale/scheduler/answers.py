@@ -227,6 +227,8 @@ class Placed(Struct, frozen=True, kw_only=True):
     protected_until_s: float | None
     taken_by: tuple[str, ...]
     """Priority classes that may preempt it; `reclaim`: queues that are owed what its queue borrows."""
+    taken_within: str | None
+    """The queue of which those of a higher priority have to be, since it needs the gang for its quota; None: any."""
     shrinks: bool
     """Whether it would be shrunk first."""
     growth: str | None

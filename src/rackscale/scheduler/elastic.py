@@ -15,9 +15,12 @@ from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Cycle
-from rackscale.scheduler.fit import bind, place
+from rackscale.scheduler.fit import beside, bind, place
 from rackscale.scheduler.price import saves_on_request
 from rackscale.workload import Offer
+
+JUST_NOW_S = 1.0
+"""Work that is no longer than this after a checkpoint is not worth waiting for the next."""
 
 
 class Shrunk(NamedTuple):
@@ -167,7 +170,12 @@ def _may_grow(cycle: Cycle, gang: Gang) -> bool:
         cycle.wakes.append(from_s)
         return False
     # At a checkpoint: one that it writes when asked, or one that it has just written.
-    return saves_on_request(job.durability) or gang.at_risk_s(cycle.now_s) <= job.durability.restart_s
+    at_risk_s = gang.at_risk_s(cycle.now_s)
+    if saves_on_request(job.durability) or at_risk_s <= max(job.durability.restart_s, JUST_NOW_S):
+        return True
+    if gang.saves_every_s is not None:  # nobody reports those: look when the next one is written
+        cycle.wakes.append(gang.saved_s(cycle.now_s) + gang.saves_every_s + JUST_NOW_S / 2)
+    return False
 
 
 def _better(cycle: Cycle, gang: Gang) -> list[int]:
@@ -270,9 +278,9 @@ def _elsewhere(
     home = state.domains[state.index[gang.binding[0].domain]]
     (group,) = state.topology.groups(home.system, home.cluster)
     inside = group.domains
-    level = job.nearness.within
-    if level is not None:
-        inside &= state.topology.unit(level, state.index[home.name])
+    if job.kind == "service" and job.nearness.apart_required:
+        return None  # where its replicas are is not asked here
+    inside &= beside(state.topology, job, offer.shape, [state.index[s.domain] for s in gang.binding])
     part = replace(offer, shape=replace(offer.shape, segments=segments))
     found = place(state, part, job, avoid=avoid | (group.domains & ~inside) | _others(state, group.domains))
     return None if found is None else bind(state, found, part.shape)

@@ -344,6 +344,7 @@ def _place(state: FleetState, gang: Gang, value: float | None, now_s: float) -> 
         lost_gpu_h=price.lost_gpu_s / 3600, restart_gpu_h=price.restart_gpu_s / 3600,
         penalty_gpu_h=price.penalty_gpu_s / 3600, kept_h=gang.kept_now_s(now_s) / 3600, protected_by=protected,
         protected_until_s=_until_s(state, gang, protected), taken_by=_takers(state, gang),
+        taken_within=_keeps_within(state, gang),
         shrinks=bool(smaller(state, gang)), growth=_growth(state, gang, now_s), back_on=_domains(gang.claim),
         must_leave_s=None if leave is None else max(leave[0], now_s), must_leave_for=leave[1] if leave else None,
     )  # fmt: skip
@@ -378,6 +379,15 @@ def _takers(state: FleetState, gang: Gang) -> tuple[str, ...]:
     ):
         above.append("reclaim")
     return tuple(sorted(above, key=lambda name: policy.priorities.get(name, ANYONE)))
+
+
+def _keeps_within(state: FleetState, gang: Gang) -> str | None:
+    """The first queue on the gang's path that would fall below its quota without it."""
+    for node in state.tree.node(gang.queue).path if state.tree.guaranteed else ():
+        gpus, domains = node.can_spare()
+        if node.spec.guaranteed and (gang.charge.gpus > gpus or gang.charge.domains > domains):
+            return node.spec.name
+    return None
 
 
 def _growth(state: FleetState, gang: Gang, now_s: float) -> str | None:

@@ -103,7 +103,7 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
         free = occupancy.free[d] if job.booking is None else _booked(cycle, gang, d)
         if free.bit_count() >= len(left):
             code = "spare" if code == "own-spare" else code
-            spares = _staying(cycle, d, free, len(left), gang.end_s)
+            spares = _staying(cycle, d, free, len(left), cycle.ends_s(gang, gang.choice))
             occupancy.hold(d, mask_of(spares))
             gave.append((d, mask_of(spares)))
             for node, spare in zip(left, spares, strict=True):
@@ -155,11 +155,12 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segme
     state = cycle.state
     job, home = state.jobs[gang.job], state.domains[state.index[segment.domain]]
     occupancy = state.machines.books(job).occupancy
+    ends_s = max(gang.end_s, cycle.ends_s(gang, gang.choice))  # it restarts, and does again what it lost
     avoid = 0
     for other in (*gang.binding, *binding):
         avoid |= 1 << state.index[other.domain]
     if state.reserved:
-        avoid |= cycle.promises.closed(cycle.order.of(gang), gang.end_s, len(segment.held))
+        avoid |= cycle.promises.closed(cycle.order.of(gang), ends_s, len(segment.held))
     (group,) = state.topology.groups(home.system, home.cluster)
     within = group.domains & ~avoid
     others = [state.index[other.domain] for other in binding if other is not segment]
@@ -171,8 +172,8 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segme
     if job.booking is not None:
         return _move_inside(cycle, gang, segment, within)
     calendar = state.machines.calendar
-    assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
-    shut = calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
+    assumed_s = min(ends_s, cycle.now_s + state.policy.assumed_duration_s)
+    shut = calendar.shut(ends_s, assumed_s, 1 << 30, occupancy)
     found = place_one(occupancy, within & ~shut, len(segment.held))
     if found is None:
         return None
