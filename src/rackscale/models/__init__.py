@@ -1,1 +1,85 @@
-"""Descriptions of models, from the catalog or from a Hugging Face config.json; what they weigh and compute."""
+"""Descriptions of models: what they weigh and compute.
+
+`model(name)` answers with one of them. The files of catalog/ hold the facts, one file per family, and
+aliases.toml the other names that a model goes by.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+
+import msgspec
+
+from rackscale.errors import UnknownNameError
+from rackscale.models.description import (
+    Attention,
+    Dense,
+    Experts,
+    Feed,
+    LatentAttention,
+    Layers,
+    LinearAttention,
+    Mamba,
+    Mixer,
+    Model,
+)
+from rackscale.models.weights import LayerWeights, Weights, active_parameters, parameters, weights
+
+__all__ = [
+    "Attention",
+    "Dense",
+    "Experts",
+    "Feed",
+    "LatentAttention",
+    "LayerWeights",
+    "Layers",
+    "LinearAttention",
+    "Mamba",
+    "Mixer",
+    "Model",
+    "Weights",
+    "active_parameters",
+    "aliases",
+    "model",
+    "models",
+    "parameters",
+    "weights",
+]
+
+
+def models() -> tuple[Model, ...]:
+    """Every model of the catalog, family by family."""
+    return tuple(_load().values())
+
+
+@cache
+def aliases() -> dict[str, str]:
+    """The other names of models, each with the catalog's."""
+    text = resources.files(__package__).joinpath("catalog", "aliases.toml").read_text("utf-8")
+    return msgspec.convert(tomllib.loads(text), dict[str, str])
+
+
+def model(given: str) -> Model:
+    """The model of that name or alias, in any case. Raises UnknownNameError, with the nearest name as a hint."""
+    known, others = _load(), aliases()
+    name = others.get(given.lower(), given.lower())
+    if name in known:
+        return known[name]
+    raise UnknownNameError("model", given, [*known, *others])
+
+
+@cache
+def _load() -> dict[str, Model]:
+    loaded: dict[str, Model] = {}
+    files = resources.files(__package__).joinpath("catalog").iterdir()
+    for file in sorted(files, key=lambda each: each.name):
+        if file.name == "aliases.toml":
+            continue
+        family = file.name.removesuffix(".toml")
+        for name, fields in tomllib.loads(file.read_text("utf-8")).items():
+            if name in loaded:
+                raise ValueError(f"two models named {name!r}")
+            loaded[name] = msgspec.convert({"name": name, "family": family, **fields}, Model)
+    return loaded
