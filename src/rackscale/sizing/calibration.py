@@ -102,6 +102,7 @@ def problem(rows: Sequence[Measurement]) -> Problem:
             global_batch=[row.global_batch for row in some],
             tokens=[row.tokens for row in some],
             domain=[row.domain for row in some],
+            document=[min(row.recipe.document_tokens or row.tokens, row.tokens) for row in some],
         )
         order += chosen
         layouts.append(at)

@@ -44,7 +44,7 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
     arch, family, precision = recipe.architecture, recipe.family, recipe.precision
     arch = {"trainium": "hopper"}.get(arch, arch)  # nothing was measured of Trainium: Hopper's, and the band says so
     chip = {"B300": "GB300", "H100": "", "B200": "", "A100-80GB": ""}.get(recipe.chip, recipe.chip)
-    every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + (("mlperf",) if family == "mlperf" else ())
+    every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + ((family,) if family in {"mlperf", "plain"} else ())
     software = "torch" if family in {"torch", "maxtext"} else "composer" if family == "composer" else "megatron"
     high = "clock.ampere" if arch == "ampere" else f"clock.{arch}.bf16"
     low = {
@@ -52,21 +52,23 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
         "hopper": "clock.hopper.low",
         "blackwell": f"clock.blackwell.{'fp8' if precision in {'fp8', 'fp8-block', 'bf16'} else precision}",
     }[arch]
+    core = (*every, f"core.{arch}", *(("core.composer",) if software == "composer" else ()))
     cast = {"mxfp8": "cast.mx", "fp8-block": "cast.mx", "nvfp4": "cast.nvfp4"}.get(precision, "cast.low")
     return {
         "high": (*every, high),
         "low": (*every, low if recipe.is_low else high),
-        "grouped": (*every, "grouped.blackwell" if arch == "blackwell" else "grouped.hopper"),
-        "core": (*every, f"core.{arch}"),
-        "core_back": (*every, f"core.{arch}", "core.back"),
+        "grouped": (*every, f"grouped.{'blackwell' if arch == 'blackwell' else 'hopper'}.{'low' if recipe.is_low else 'bf16'}"),
+        "core": core,
+        "core_back": (*core, "core.back"),
         "scan": (*every, "scan"),
         "moved": (f"memory.{software}",),
         "cast": (cast,),
         "routing": ("routing",),
         "launch": ("launch.megatron",) if software == "megatron" else ("launch.eager",),
         "graph": ("launch.graph",) if recipe.graphs else (),
+        "each_expert": ("launch.expert",),
         "kernel": ("kernel",),
-        "tp": ("tp.megatron",) if software == "megatron" else ("tp.torch",),
+        "tp": () if not recipe.overlaps_tp else ("tp.megatron",) if software == "megatron" else ("tp.torch",),
         "ring": ("ring",),
         "ep": ("ep",),
         "hop": ("hop",),
@@ -77,5 +79,5 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
         "jitter": ("jitter",),
         "fixed": ("fixed",),
         "pace": ("pace.blackwell" if arch == "blackwell" else "pace.hopper",),
-        "pace_experts": ("pace.experts",) if experts else ("none",),
+        "pace_experts": (f"pace.experts.{'blackwell' if arch == 'blackwell' else 'hopper'}",) if experts else (),
     }

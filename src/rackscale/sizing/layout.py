@@ -90,6 +90,8 @@ class Layouts:
     """Sequences per step."""
     tokens: Array
     """Tokens per sequence."""
+    document: Array
+    """Tokens that may see each other: the sequence, or less where short documents are packed into it."""
     domain: Array
     """GPUs of this job in one NVLink domain."""
 
@@ -127,6 +129,7 @@ class Layouts:
         global_batch: float | Iterable[float],
         tokens: float | Iterable[float],
         domain: float | Iterable[float],
+        document: float | Iterable[float] | None = None,
     ) -> Layouts:
         """Layouts as arrays; `domain` is the GPUs that a job of this size gets in one NVLink domain."""
 
@@ -149,5 +152,6 @@ class Layouts:
             full=full,
             global_batch=each(global_batch),
             tokens=each(tokens),
+            document=each(tokens if document is None else document),
             domain=each(domain),
         )

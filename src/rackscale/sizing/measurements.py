@@ -27,6 +27,10 @@ NEEDED = ("system", "model", "num_gpus", "global_batch_size", "seq_len")
 """Columns without which no row can be read."""
 
 
+PACKED_TOKENS = 512.0
+"""Assumed mean length of the documents that NeMo's fine-tuning recipes pack (SQuAD)."""
+
+
 class Measurement(Struct, frozen=True, kw_only=True):
     """One measured step."""
 
@@ -146,7 +150,7 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
     precision: Precision | None = of.known("precision", words["precisions"], "bf16")
     model = _model(of)
     gpus, batch, tokens = of.count("num_gpus"), of.count("global_batch_size"), of.count("seq_len")
-    layout = _layout(of, gpus, batch, system)
+    layout = _layout(of, model, gpus, batch, system)
     if system is None or precision is None or model is None or of.reasons:
         return None
     recipe = _recipe(of, system, precision)
@@ -187,6 +191,8 @@ def _model(of: _Fields) -> Model | None:
         hint = getattr(error, "hint", None)
         of.reasons.append(f"model: {error}" + (f" ({hint})" if hint else ""))
         return None
+    if "w/o MTP" in of.text("notes"):
+        found = msgspec.structs.replace(found, mtp_layers=0)
     layers = of.number("layers")
     if layers is None or int(layers) == found.depth:
         return found
@@ -204,7 +210,7 @@ def shortened(model: Model, depth: int) -> Model:
     return msgspec.structs.replace(model, layers=tuple(k for k in kinds if k.count > 0), parameters=None)
 
 
-def _layout(of: _Fields, gpus: int, batch: int, system: str | None) -> Layout:
+def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str | None) -> Layout:
     tp, pp, cp = of.count("tp"), of.count("pp"), of.count("cp", 1)
     degree = tp * pp * cp
     if gpus % degree:
@@ -216,15 +222,15 @@ def _layout(of: _Fields, gpus: int, batch: int, system: str | None) -> Layout:
     elif batch // dp % micro:
         of.reasons.append(f"micro_batch_size: {batch // dp} sequences per replica are not a multiple of {micro}")
     sharding, shard = _sharding(of.text("dp_type"), system)
-    virtual = of.count("vp", 1, matters=False)
-    ep, etp = of.count("ep", 1), of.count("etp", 0 or None) if of.text("etp") else 0
+    ep, etp = of.count("ep", 1), of.count("etp", tp)  # Megatron's default: experts are divided as the rest is
+    virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)
     return Layout(
         gpus=gpus,
         tp=tp,
         pp=pp,
         cp=cp,
         ep=ep,
-        etp=etp or 1,
+        etp=etp if ep > 1 else 1,
         virtual=virtual if pp > 1 else 1,
         micro_batch=micro,
         sharding=sharding,
@@ -232,6 +238,12 @@ def _layout(of: _Fields, gpus: int, batch: int, system: str | None) -> Layout:
         recompute=_recompute(of),
         offload=_offload(of),
     )
+
+
+def _deepest(model: Model | None, pp: int) -> int:
+    """Chunks per stage that a table leaves open: as many as there are layers in a stage, if stages are alike."""
+    depth = 1 if model is None else model.depth
+    return depth // pp if depth % pp == 0 else 1
 
 
 def _sharding(text: str, system: str | None) -> tuple[Sharding, int]:
@@ -281,6 +293,8 @@ def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
         year=_year(of.text("source_date")),
         graphs="none" not in of.text("cuda_graph"),
         nic_bits_per_s=None if nic is None else nic * 1e9,
+        overlaps_tp="tp_overlap=none" not in of.text("comm_overlap"),
+        document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
         gradient_bytes=4.0 if family in {"torch", "composer"} else 2.0,
     )
 

@@ -51,6 +51,8 @@ class Parts:
     kernels_f: Array
     """Kernels launched: a count."""
     kernels_b: Array
+    kernels_experts: Array
+    """Launched for one expert at a time, both ways: no graph holds them where tokens per expert vary."""
     head_f: Array
     head_b: Array
     tp_f: Array
@@ -160,6 +162,7 @@ def _price(
         total.again_moved += seconds * np.maximum(at.full, again.get(module, 0.0))
     total.kernels_f += count * work.kernels
     total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + at.full / 2.0)
+    total.kernels_experts += 3.0 * count * work.expert_kernels * (2.0 if recipe.is_low else 1.0)
     _price_layer_messages(total, work, count, at, recipe, model)
     return own, routed
 
@@ -171,7 +174,9 @@ def _price_cores(total: Parts, work: Work, count: Array, at: Layouts, recipe: Re
         total.core_f += seconds
         total.core_b += 2.5 * seconds  # the flash backward pass has five products, one of them the scores again
         total.again_core += seconds * again
-    scan = count * work.scan_flops / recipe.peak_bf16
+    scan = count * (
+        work.scan_flops / recipe.peak_bf16 + kernels.memory_seconds(nbytes=work.scan_bytes, chip=recipe.chip)
+    )
     total.scan_f += scan
     total.scan_b += 2.5 * scan + scan * again
 
@@ -247,9 +252,10 @@ def _price_step(total: Parts, own: Array, routed: Array, at: Layouts, recipe: Re
 
     gather = both("all_gather", recipe.gather_bytes, shard, shard_local)
     total.gather += np.where(fsdp, gather, 0.0)
-    total.scatter += np.where(fsdp, both("reduce_scatter", recipe.gradient_bytes, shard, shard_local), 0.0)
+    total.scatter += recipe.trained * np.where(fsdp, both("reduce_scatter", recipe.gradient_bytes, shard, shard_local), 0.0)
     across = np.maximum(ranks / shard, 1.0)
-    total.step_reduce += np.where(
+    trained = recipe.trained
+    total.step_reduce += trained * np.where(
         fsdp,
         both("all_reduce", recipe.gradient_bytes, across, np.clip(local / shard, 1.0, across)) / shard,
         np.where(
@@ -258,7 +264,7 @@ def _price_step(total: Parts, own: Array, routed: Array, at: Layouts, recipe: Re
             both("reduce_scatter", recipe.gradient_bytes, ranks, local),
         ),
     )
-    total.step_gather += np.where(fsdp | (at.sharding == 0), 0.0, both("all_gather", recipe.gather_bytes, ranks, local))
+    total.step_gather += np.where(fsdp | (at.sharding == 0), 0.0, trained * both("all_gather", recipe.gather_bytes, ranks, local))
     divided = np.where(at.sharding == 0, 1.0, shard)
     states = own / divided + routed / np.minimum(divided, expert_ranks)
     total.step_update += kernels.memory_seconds(

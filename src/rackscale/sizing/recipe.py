@@ -11,7 +11,7 @@ from rackscale.errors import UnknownNameError
 
 Precision: TypeAlias = Literal["bf16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
 Task: TypeAlias = Literal["pretrain", "sft", "lora"]
-Family: TypeAlias = Literal["megatron", "mlperf", "torch", "composer", "maxtext"]
+Family: TypeAlias = Literal["megatron", "plain", "mlperf", "torch", "composer", "maxtext"]
 Optimizer: TypeAlias = Literal["adamw", "muon", "sgd"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -56,6 +56,10 @@ class Recipe:
     """Per gradient as it is reduced."""
     graphs: bool = True
     """Whether CUDA graphs (or a compiler) take the launches of kernels off the host."""
+    overlaps_tp: bool = True
+    """Whether tensor-parallel messages run beside products."""
+    document_tokens: float | None = None
+    """Mean length of the documents packed into a sequence, where attention stops at their ends; None: not packed."""
     nic_bits_per_s: float | None = None
     """Of the fabric, per GPU; None: the system's own."""
 

@@ -85,7 +85,8 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
     expert = (parts.ep_f + parts.ep_b) * by["ep"] * aged
     compute = products + attention + memory + recompute
     busy = compute + tensor + context + expert
-    host = np.maximum((parts.kernels_f + parts.kernels_b) * by["launch"] * by["graph"] - busy, 0.0)
+    launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
+    host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
     sharded = 2.0 * parts.gather + parts.scatter
     hidden = np.minimum(sharded, compute * by["fsdp"])
     fsdp = sharded - hidden + hidden * by["drag"]

@@ -81,12 +81,16 @@ class Work:
     cores: list[Core] = field(default_factory=list)
     scan_flops: Array | float = 0.0
     """State-space and linear-attention chunks, forward."""
+    scan_bytes: Array | float = 0.0
+    """What those chunks read and write, with the state that each one leaves in FP32."""
     moved: dict[str, Array] = field(default_factory=dict)
     """Bytes that memory-bound kernels read and write going forward, by module ("" is computed again by nobody)."""
     kept: dict[str, Array] = field(default_factory=dict)
     """Bytes kept for the backward pass, by module; linear inputs apart, as "input"."""
     kernels: int = 0
     """Launched going forward."""
+    expert_kernels: Array | float = 0.0
+    """Launched going forward for one expert at a time."""
     sums: int = 0
     """Tensor-parallel reductions of one hidden state, forward (as many gathers)."""
     routed: Array | float = 0.0
@@ -108,8 +112,9 @@ def _norm(model: Model, at: Layouts) -> Array:
 
 
 def _core(at: Layouts, heads: float, key_dim: float, value_dim: float, window: int | None) -> Core:
-    reach = at.tokens if window is None else np.minimum(at.tokens, float(window))
-    pairs = at.tokens * reach - reach * reach / 2.0
+    """Causal: a token sees the `reach` before it; in packed sequences none of another document."""
+    reach = at.document if window is None else np.minimum(at.document, float(window))
+    pairs = at.tokens / at.document * (at.document * reach - reach * reach / 2.0)
     return Core(
         pairs=at.micro_batch * pairs / at.cp,
         heads=heads / at.tp,
@@ -195,8 +200,10 @@ def mamba(model: Model, mixer: Mamba, at: Layouts) -> Work:
     per_token = mixer.chunk_tokens * (states / 2.0 + inner) + 4.0 * inner * mixer.state_dim
     return Work(
         products=[Product(m=tokens, n=projected, k=h * one), Product(m=tokens, n=h * one, k=inner)],
-        scan_flops=2.0 * tokens * per_token / 2.0,
-        moved={"norm": _norm(model, at), "attention": 4.0 * tokens * (inner + states) * BF16, "": 3.0 * tokens * inner * BF16},
+        scan_flops=tokens * per_token,
+        scan_bytes=tokens
+        * (4.0 * (inner + states) * BF16 + 3.0 * inner * mixer.state_dim * 4.0 / mixer.chunk_tokens),
+        moved={"norm": _norm(model, at), "": 3.0 * tokens * inner * BF16},
         kept={
             "norm": tokens / at.tp * h * BF16,
             "input": tokens / at.tp * h + tokens * inner,
@@ -218,8 +225,10 @@ def linear(model: Model, mixer: LinearAttention, at: Layouts) -> Work:
     per_token = mixer.chunk_tokens * (2.0 * keys + 2.0 * values) + 4.0 * values * mixer.key_dim
     return Work(
         products=[Product(m=tokens, n=projected, k=h * one), Product(m=tokens, n=h * one, k=values)],
-        scan_flops=2.0 * tokens * per_token / 2.0,
-        moved={"norm": _norm(model, at), "attention": 4.0 * tokens * (2.0 * keys + values) * BF16, "": 3.0 * tokens * values * BF16},
+        scan_flops=tokens * per_token,
+        scan_bytes=tokens
+        * (4.0 * (2.0 * keys + values) * BF16 + 3.0 * values * mixer.key_dim * 4.0 / mixer.chunk_tokens),
+        moved={"norm": _norm(model, at), "": 3.0 * tokens * values * BF16},
         kept={
             "norm": tokens / at.tp * h * BF16,
             "input": tokens / at.tp * h + tokens * values,
@@ -298,6 +307,7 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
             "activation": rows * width + tokens * shared,
         },
         kernels=22 if feed.shared_width else 16,
+        expert_kernels=6.0 * local,
         sums=1,
         routed=own * inner * BF16 * _copies(feed, at),
         plain=h + feed.count,
