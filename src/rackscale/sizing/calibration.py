@@ -154,19 +154,25 @@ def fit(of: Problem, *, start: Mapping[str, float] | None = None, spread: float 
         soft = np.sign(off) * np.sqrt(2.0 * (np.sqrt(1.0 + off * off) - 1.0)) * weight
         return np.concatenate([soft, (logs - middle) / width])
 
-    found = least_squares(residuals, np.clip(middle, low + 1e-9, high - 1e-9), bounds=(low, high), x_scale=width)
+    found = least_squares(
+        residuals, np.clip(middle, low + 1e-9, high - 1e-9), bounds=(low, high), x_scale=width
+    )
     return {name: float(np.exp(value)) for name, value in zip(known, found.x, strict=True)}
 
 
 def _weights(of: Problem) -> Array:
     """Rows that are nearly the same experiment share one weight: a table of reruns must not outvote the others."""
     weight = np.ones(len(of.rows))
-    for _, places in groups(list(of.rows), lambda row: f"{row.source} {row.model.name} {row.recipe.system} {row.recipe.precision}"):
+    for _, places in groups(
+        list(of.rows), lambda row: f"{row.source} {row.model.name} {row.recipe.system} {row.recipe.precision}"
+    ):
         weight[places] = len(places) ** -0.25
     return weight
 
 
-def held_out(of: Problem, key: Callable[[Measurement], str], *, each: Callable[[str], None] = lambda _: None) -> Array:
+def held_out(
+    of: Problem, key: Callable[[Measurement], str], *, each: Callable[[str], None] = lambda _: None
+) -> Array:
     """Predicted / measured of every row, by constants fitted without the rows that share its key."""
     ratio = np.ones(len(of.rows))
     start = fit(of)
@@ -179,7 +185,9 @@ def held_out(of: Problem, key: Callable[[Measurement], str], *, each: Callable[[
     return ratio
 
 
-def table(rows: Sequence[Measurement], ratio: Array, key: Callable[[Measurement], str]) -> Iterable[tuple[str, Errors]]:
+def table(
+    rows: Sequence[Measurement], ratio: Array, key: Callable[[Measurement], str]
+) -> Iterable[tuple[str, Errors]]:
     """Errors by key."""
     for name, places in groups(list(rows), key):
         yield name, errors(ratio[places])

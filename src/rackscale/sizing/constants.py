@@ -32,7 +32,7 @@ def constants() -> dict[str, Constant]:
 def fitted() -> Mapping[str, float]:
     """What the published measurements say; a constant that none of them concerns stays at its prior."""
     values = {name: constant.start for name, constant in constants().items()}
-    return values | tomllib.loads(_text("fitted.toml"))["constants"]
+    return values | tomllib.loads(_text("fitted.toml")).get("constants", {})
 
 
 def _text(filename: str) -> str:
@@ -42,10 +42,16 @@ def _text(filename: str) -> str:
 def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
     """Which constants play which part for `recipe`; a part's factor is the product of its constants."""
     arch, family, precision = recipe.architecture, recipe.family, recipe.precision
-    arch = {"trainium": "hopper"}.get(arch, arch)  # nothing was measured of Trainium: Hopper's, and the band says so
+    arch = {"trainium": "hopper"}.get(
+        arch, arch
+    )  # nothing was measured of Trainium: Hopper's, and the band says so
     chip = {"B300": "GB300", "H100": "", "B200": "", "A100-80GB": ""}.get(recipe.chip, recipe.chip)
-    every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + ((family,) if family in {"mlperf", "plain"} else ())
-    software = "torch" if family in {"torch", "maxtext"} else "composer" if family == "composer" else "megatron"
+    every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + (
+        (family,) if family in {"mlperf", "plain"} else ()
+    )
+    software = (
+        "torch" if family in {"torch", "maxtext"} else "composer" if family == "composer" else "megatron"
+    )
     high = "clock.ampere" if arch == "ampere" else f"clock.{arch}.bf16"
     low = {
         "ampere": "clock.ampere",
@@ -57,7 +63,10 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
     return {
         "high": (*every, high),
         "low": (*every, low if recipe.is_low else high),
-        "grouped": (*every, f"grouped.{'blackwell' if arch == 'blackwell' else 'hopper'}.{'low' if recipe.is_low else 'bf16'}"),
+        "grouped": (
+            *every,
+            f"grouped.{'blackwell' if arch == 'blackwell' else 'hopper'}.{'low' if recipe.is_low else 'bf16'}",
+        ),
         "core": core,
         "core_back": (*core, "core.back"),
         "scan": (*every, "scan"),
@@ -79,5 +88,7 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
         "jitter": ("jitter",),
         "fixed": ("fixed",),
         "pace": ("pace.blackwell" if arch == "blackwell" else "pace.hopper",),
-        "pace_experts": (f"pace.experts.{'blackwell' if arch == 'blackwell' else 'hopper'}",) if experts else (),
+        "pace_experts": (f"pace.experts.{'blackwell' if arch == 'blackwell' else 'hopper'}",)
+        if experts
+        else (),
     }

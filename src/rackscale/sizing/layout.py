@@ -143,7 +143,10 @@ class Layouts:
         dp = np.array([layout.dp for layout in layouts], dtype=float)
         shard = column("shard")
         return cls(
-            **{name: column(name) for name in ("gpus", "tp", "pp", "cp", "ep", "etp", "virtual", "micro_batch", "offload")},
+            **{
+                name: column(name)
+                for name in ("gpus", "tp", "pp", "cp", "ep", "etp", "virtual", "micro_batch", "offload")
+            },
             sharding=np.array([SHARDINGS.index(layout.sharding) for layout in layouts], dtype=float),
             shard=np.where(shard > 0, np.minimum(shard, dp), dp),
             again=tuple(

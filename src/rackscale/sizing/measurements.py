@@ -20,6 +20,7 @@ from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
 from rackscale.models.description import Model
 from rackscale.sizing.layout import Layout, Sharding
 from rackscale.sizing.recipe import NEWEST, Family, Precision, Recipe, Task
+from rackscale.sizing.segments import domain_gpus
 
 T = TypeVar("T")
 
@@ -175,14 +176,6 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
     )
 
 
-def domain_gpus(system: str, gpus: int) -> int:
-    """GPUs that a job of `gpus` takes of each NVLink domain of `system`."""
-    whole = catalog.system(system).gpus
-    if gpus <= whole:
-        return gpus
-    return int(_columns()["gpus_of_a_domain"].get(system, whole))
-
-
 def _model(of: _Fields) -> Model | None:
     name = of.text("model")
     try:
@@ -220,7 +213,9 @@ def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str
     if batch % dp:
         of.reasons.append(f"global_batch_size: {batch} is not a multiple of {dp} data-parallel replicas")
     elif batch // dp % micro:
-        of.reasons.append(f"micro_batch_size: {batch // dp} sequences per replica are not a multiple of {micro}")
+        of.reasons.append(
+            f"micro_batch_size: {batch // dp} sequences per replica are not a multiple of {micro}"
+        )
     sharding, shard = _sharding(of.text("dp_type"), system)
     ep, etp = of.count("ep", 1), of.count("etp", tp)  # Megatron's default: experts are divided as the rest is
     virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)

@@ -58,7 +58,11 @@ def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
     weights, gradients, states = divided(fsdp), divided(at.sharding >= 2), divided(at.sharding >= 1)
     depth = model.depth + model.mtp_layers
     gathered = np.where(fsdp, 2.0 * (own + routed - ends) / depth * at.pp + ends, 0.0)
-    flying = np.where(at.pp > 1, np.minimum(at.pp, at.micro_batches) * (1.0 + (at.pp - 1.0) / (at.pp * at.virtual) * (at.virtual > 1)), 1.0)
+    flying = np.where(
+        at.pp > 1,
+        np.minimum(at.pp, at.micro_batches) * (1.0 + (at.pp - 1.0) / (at.pp * at.virtual) * (at.virtual > 1)),
+        1.0,
+    )
     logits = np.where(at.pp > 1, 0.0, head_work(model, at).kept[""] / (1.0 + model.mtp_layers))
     activations = kept * flying * (1.0 - at.offload) + working
     parameters = weights * BF16
@@ -110,7 +114,11 @@ def _kept(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
     again = dict(zip(MODULES, at.again, strict=True))
     everything, some = np.zeros(len(at)), np.zeros(len(at))
     for module, nbytes in work.kept.items():
-        size = nbytes * (recipe.product_bytes if recipe.is_low else BF16) if module in {"input", "activation"} else nbytes
+        size = (
+            nbytes * (recipe.product_bytes if recipe.is_low else BF16)
+            if module in {"input", "activation"}
+            else nbytes
+        )
         everything += size
         some += size * (1.0 - again.get(module, 0.0))
     return everything, some

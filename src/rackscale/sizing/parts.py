@@ -172,7 +172,9 @@ def _price_cores(total: Parts, work: Work, count: Array, at: Layouts, recipe: Re
     for core in work.cores:
         seconds = count * core.flops / recipe.peak_bf16
         total.core_f += seconds
-        total.core_b += 2.5 * seconds  # the flash backward pass has five products, one of them the scores again
+        total.core_b += (
+            2.5 * seconds
+        )  # the flash backward pass has five products, one of them the scores again
         total.again_core += seconds * again
     scan = count * (
         work.scan_flops / recipe.peak_bf16 + kernels.memory_seconds(nbytes=work.scan_bytes, chip=recipe.chip)
@@ -195,7 +197,9 @@ def _price_layer_messages(
         total.tp_b += count * work.sums * (2.0 * gather + scatter + at.full * (gather + scatter))
     if not isinstance(work.ring, float):
         local = np.clip(at.domain / at.tp, 1.0, at.cp)
-        passed = collectives.seconds("all_gather", nbytes=work.ring * at.cp, ranks=at.cp, local=local, network=net)
+        passed = collectives.seconds(
+            "all_gather", nbytes=work.ring * at.cp, ranks=at.cp, local=local, network=net
+        )
         total.ring_f += count * passed
         total.ring_b += 2.0 * count * passed
     if not isinstance(work.routed, float):
@@ -252,7 +256,9 @@ def _price_step(total: Parts, own: Array, routed: Array, at: Layouts, recipe: Re
 
     gather = both("all_gather", recipe.gather_bytes, shard, shard_local)
     total.gather += np.where(fsdp, gather, 0.0)
-    total.scatter += recipe.trained * np.where(fsdp, both("reduce_scatter", recipe.gradient_bytes, shard, shard_local), 0.0)
+    total.scatter += recipe.trained * np.where(
+        fsdp, both("reduce_scatter", recipe.gradient_bytes, shard, shard_local), 0.0
+    )
     across = np.maximum(ranks / shard, 1.0)
     trained = recipe.trained
     total.step_reduce += trained * np.where(
@@ -264,7 +270,9 @@ def _price_step(total: Parts, own: Array, routed: Array, at: Layouts, recipe: Re
             both("reduce_scatter", recipe.gradient_bytes, ranks, local),
         ),
     )
-    total.step_gather += np.where(fsdp | (at.sharding == 0), 0.0, trained * both("all_gather", recipe.gather_bytes, ranks, local))
+    total.step_gather += np.where(
+        fsdp | (at.sharding == 0), 0.0, trained * both("all_gather", recipe.gather_bytes, ranks, local)
+    )
     divided = np.where(at.sharding == 0, 1.0, shard)
     states = own / divided + routed / np.minimum(divided, expert_ranks)
     total.step_update += kernels.memory_seconds(

@@ -93,6 +93,25 @@ class Recipe:
         return peak
 
     @property
+    def peak_flop_per_s(self) -> float:
+        """Dense, of the precision that products run in; what MFU is measured against."""
+        chip = self.hardware.accelerator
+        low = (
+            chip.fp4_flop_per_s if self.precision == "nvfp4" else chip.fp8_flop_per_s if self.is_low else None
+        )
+        return low or self.peak_bf16
+
+    @property
+    def price(self) -> catalog.Price | None:
+        """The newest list price of the system; None: nobody publishes one."""
+        return self.hardware.prices[-1] if self.hardware.prices else None
+
+    @property
+    def usd_per_gpu_hour(self) -> float | None:
+        """The newest list price."""
+        return None if self.price is None else self.price.usd_per_gpu_hour
+
+    @property
     def is_low(self) -> bool:
         """Whether linear layers are quantised."""
         return self.precision != "bf16"
@@ -120,7 +139,11 @@ class Recipe:
     @property
     def gather_bytes(self) -> float:
         """Per parameter gathered; quantised weights are gathered quantised where the framework can."""
-        return self.product_bytes if self.precision in {"fp8", "mxfp8"} and self.family in {"megatron", "mlperf"} else 2.0
+        return (
+            self.product_bytes
+            if self.precision in {"fp8", "mxfp8"} and self.family in {"megatron", "mlperf"}
+            else 2.0
+        )
 
     @property
     def update_bytes(self) -> float:

@@ -66,7 +66,9 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         + (parts.grouped_f + parts.grouped_b) * by["grouped"]
     ) * aged
     attention = (
-        parts.core_f * by["core"] + parts.core_b * by["core_back"] + (parts.scan_f + parts.scan_b) * by["scan"]
+        parts.core_f * by["core"]
+        + parts.core_b * by["core_back"]
+        + (parts.scan_f + parts.scan_b) * by["scan"]
     ) * aged
     memory = (
         (parts.moved_f + parts.moved_b) * by["moved"]
@@ -94,7 +96,9 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
     head = (parts.head_f + parts.head_b) * by["high"] * aged
     steady = each * parts.layers + head * parts.head_share
     idle = (parts.layers - 1.0) * each * count
-    bubble = np.where(at.pp > 1, (at.pp - 1.0) / at.virtual * each + head * (1.0 - parts.head_share), 0.0) + idle
+    bubble = (
+        np.where(at.pp > 1, (at.pp - 1.0) / at.virtual * each + head * (1.0 - parts.head_share), 0.0) + idle
+    )
     pipeline = parts.hop * (by["hop"] * 2.0 * at.virtual * count + 2.0 * (at.pp - 1.0))
     messages = parts.step_reduce + parts.step_gather
     data = messages - np.minimum(0.95 * messages, steady / at.virtual * by["window"])

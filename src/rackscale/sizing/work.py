@@ -130,7 +130,9 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
     tokens, h = tokens_of(at), float(model.hidden)
     inner, both = mixer.heads * mixer.head_dim, (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
     one = np.ones_like(tokens)
-    kv = np.maximum(mixer.kv_heads / at.tp, 1.0) * mixer.head_dim  # fewer key-value heads than ranks are copied
+    kv = (
+        np.maximum(mixer.kv_heads / at.tp, 1.0) * mixer.head_dim
+    )  # fewer key-value heads than ranks are copied
     qkv = inner / at.tp + 2.0 * kv
     return Work(
         products=[
