@@ -30,7 +30,7 @@ class Parts:
     grouped_f: Array
     grouped_b: Array
     core_f: Array
-    """Attention's own products at the accelerator's peak."""
+    """Attention's own products."""
     core_b: Array
     scan_f: Array
     scan_b: Array
@@ -170,7 +170,15 @@ def _price(
 def _price_cores(total: Parts, work: Work, count: Array, at: Layouts, recipe: Recipe) -> None:
     again = np.maximum(at.full, at.again[MODULES.index("attention")])
     for core in work.cores:
-        seconds = count * core.flops / recipe.peak_bf16
+        seconds = count * kernels.attention_seconds(
+            tokens_q=core.reach,
+            tokens_kv=core.reach,
+            heads=core.heads,
+            head_dim=(core.key_dim + core.value_dim) / 2.0,
+            causal=True,
+            batch=core.pairs / (core.reach * core.reach / 2.0),
+            chip=recipe.chip,
+        )
         total.core_f += seconds
         total.core_b += (
             2.5 * seconds

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
+from msgspec.structs import replace
+
 from rackscale import catalog, collectives
 from rackscale.errors import UnknownNameError
 
@@ -83,7 +85,12 @@ class Recipe:
     @cached_property
     def network(self) -> collectives.Network:
         """Both tiers of the network."""
-        return collectives.network(self.system, nic_bits_per_s=self.nic_bits_per_s)
+        found = collectives.network(self.system)
+        usual = self.hardware.fabric_bits_per_s_per_gpu
+        if self.nic_bits_per_s is None or usual is None:
+            return found
+        speed = found.out.bytes_per_s * self.nic_bits_per_s / usual
+        return replace(found, out=replace(found.out, bytes_per_s=speed))
 
     @property
     def peak_bf16(self) -> float:
