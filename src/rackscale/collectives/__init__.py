@@ -3,7 +3,7 @@
 Every function is an array program: each argument may be a float64 array, and they broadcast.
 """
 
-from rackscale.collectives.times import KINDS, Array, Kind, Number, seconds
 from rackscale.collectives.tiers import Network, Tier, network
+from rackscale.collectives.times import KINDS, Array, Kind, Number, seconds
 
 __all__ = ["KINDS", "Array", "Kind", "Network", "Number", "Tier", "network", "seconds"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -11,27 +11,27 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from rackscale.catalog import Origin, System, system
+from rackscale.catalog import Origin, Provenance, System, system
 from rackscale.catalog.tables import Source
 from rackscale.errors import UnknownNameError
 
 
-class Tier(Struct, frozen=True, kw_only=True):
+class Tier(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tier, per GPU and in one direction."""
 
     bytes_per_s: float
-    """What large messages reach."""
+    """What large messages approach."""
     latency_s: float
     """Of any collective, whatever its size."""
     step_s: float
-    """Of each step of the ring or, between domains, of the chain of domains."""
+    """Of each step of a ring: over ranks inside a domain, over domains outside."""
     ramp_s: float
-    """What a large message loses besides, whatever the ranks: protocols with synchronised chunks."""
+    """What a large message loses besides, whatever the ranks: a protocol of synchronised chunks."""
     fill_s: float
-    """What each step costs a large message besides: the pipeline fills with chunks."""
+    """What each step costs a large message besides: the pipeline fills chunk by chunk."""
     ramp_bytes: float
     """The message that loses half of both."""
-    origins: dict[str, Origin] = {}
+    origin: Origin | None = None
 
 
 class Network(Struct, frozen=True, kw_only=True):
@@ -54,40 +54,41 @@ class Network(Struct, frozen=True, kw_only=True):
 def network(system_name: str) -> Network:
     """The network of a system of the catalog.
 
-    Raises UnknownNameError for a system that is not there, or whose links or fabric nobody publishes.
+    Raises UnknownNameError for a system that is not there, or whose links nobody measured.
     """
     found = system(system_name)
     table = tomllib.loads(resources.files(__package__).joinpath("tiers.toml").read_text("utf-8"))
     sources = msgspec.convert(table["sources"], dict[str, Source])
-    if found.accelerator.name not in table["up"]:
-        raise UnknownNameError("accelerator with measured links", found.accelerator.name, table["up"])
-    up = table["up"][found.accelerator.name]
-    out = table["out"][_fabric(found, table["out"])]
-    link, fabric = found.accelerator.scale_up_bytes_per_s, found.fabric_bits_per_s_per_gpu
-    if fabric is None:
-        fabric = table["unpublished_fabric_bits_per_s_per_gpu"]
-    assert link is not None
+    links, fabrics = table["up"], table["out"]
+    chip = found.accelerator
+    if chip.name not in links:
+        raise UnknownNameError("accelerator with measured links", chip.name, links)
+    assert chip.scale_up_bytes_per_s is not None
+    link_bytes_per_s = chip.scale_up_bytes_per_s / 2.0
+    bits_per_s = found.fabric_bits_per_s_per_gpu or table["unpublished"]["fabric_bits_per_s_per_gpu"]["value"]
+    up, out = links[chip.name], fabrics[_fabric(found, fabrics)]
     return Network(
-        up=_tier(up, link / 2.0, sources),
-        out=_tier(out, fabric / 8.0, sources),
+        up=_tier(up, link_bytes_per_s, sources),
+        out=_tier(out, bits_per_s / 8.0, sources),
         rails=out["rails"],
-        sharp_bytes_per_s=up.get("sharp_fraction", 0.0) * link / 2.0,
+        sharp_bytes_per_s=up.get("sharp_fraction", 0.0) * link_bytes_per_s,
     )
 
 
-def _fabric(found: System, known: Mapping[str, Any]) -> str:
-    """EFA of any version is one kind of fabric, and so are InfiniBand and RoCE."""
-    name = (found.fabric or "EFA").split()[0]
-    return next((kind for kind in known if name.startswith(kind)), "InfiniBand")
+def _fabric(found: System, known: Iterable[str]) -> str:
+    """The kind of fabric: every version of EFA or InfiniBand is one. What is unpublished is AWS's."""
+    return next(kind for kind in known if (found.fabric or "EFA").startswith(kind))
 
 
 def _tier(row: Mapping[str, Any], link_bytes_per_s: float, sources: Mapping[str, Source]) -> Tier:
-    provenance = next(p for p in ("measured", "vendor", "assumed") if p in row)
+    provenance: Provenance = "measured" if "measured" in row else "assumed"
     source = sources[row[provenance]]
-    origin = Origin(provenance=provenance, source=source.title, url=source.url, note=row.get("note", ""))
-    fields = ("latency_s", "step_s", "ramp_s", "fill_s", "ramp_bytes")
     return Tier(
         bytes_per_s=row["fraction"] * link_bytes_per_s,
-        **{name: row[name] for name in fields},
-        origins=dict.fromkeys(("bytes_per_s", *fields), origin),
+        latency_s=row["latency_s"],
+        step_s=row["step_s"],
+        ramp_s=row["ramp_s"],
+        fill_s=row["fill_s"],
+        ramp_bytes=row["ramp_bytes"],
+        origin=Origin(provenance=provenance, source=source.title, url=source.url, note=row.get("note", "")),
     )

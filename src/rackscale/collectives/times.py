@@ -17,7 +17,13 @@ Kind: TypeAlias = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 TREE_STEP = 2.5
-"""A tree's step costs this many steps of a ring, which it needs log2 of: where a tree starts to win, at 8 ranks."""
+"""Steps of a ring that a tree's step costs; it needs log2 of the ranks. A tree then wins from 8 ranks on, as NCCL's."""
+
+FEW_RANKS = {"all_reduce": 0.3}
+"""Few ranks use fewer of a GPU's links: n of them reach n / (n + this) of the rate, 1.0 where not told."""
+
+EXCHANGE = 0.93
+"""An all-to-all's rate over an all-gather's: 0.87 to 0.98 on seven accelerators."""
 
 
 def seconds(kind: Kind, *, nbytes: Number, ranks: Number, local: Number, network: Network) -> Array:
@@ -26,46 +32,58 @@ def seconds(kind: Kind, *, nbytes: Number, ranks: Number, local: Number, network
     `nbytes` is the message as NCCL counts it: what each rank contributes to an all-reduce, sends in an all-to-all or a
     point-to-point, and holds after an all-gather or before a reduce-scatter. Zero where `ranks` is 1 or less.
 
-    Large messages take the longer of the time inside domains and across them (they are pipelined). Inside, a ring
-    passes (ranks - 1)/ranks of the message through each GPU, twice for an all-reduce, or the switches add it up (NVLink
-    SHARP). Across, an all-reduce moves 2 (domains - 1)/domains of it (a tree), through at most `network.rails` NICs of
-    a domain; an all-to-all uses each GPU's own NIC. Small messages pay for steps: of a ring, or of a tree where that
-    needs fewer (Thakur, Rabenseifner, Gropp 2005, doi:10.1177/1094342005051521).
+    A large message takes the longer of the time inside domains and across them, which are pipelined. Inside, a ring
+    passes (ranks - 1)/ranks of it through each GPU, twice for an all-reduce, or the switches add it up (NVLink SHARP).
+    Across, an all-reduce moves 2 (domains - 1)/domains of it (a tree), a ring nearly all, through at most
+    `network.rails` NICs of a domain; an all-to-all uses each GPU's own. A small message pays for the steps of a ring,
+    or of a tree where that is less (Thakur, Rabenseifner, Gropp 2005, doi:10.1177/1094342005051521).
     """
     message = np.asarray(nbytes, float)
     n = np.maximum(np.asarray(ranks, float), 1.0)
     inside = np.clip(np.asarray(local, float), 1.0, n)
     domains = n / inside
-    rounds = 2.0 if kind == "all_reduce" else 1.0
-    passes = 1.0 if kind in {"point_to_point", "broadcast"} else rounds * (n - 1.0) / n
-    up_s = passes / network.up.bytes_per_s
-    if kind == "all_reduce" and network.sharp:
-        up_s = np.minimum(up_s, 1.0 / network.sharp_bytes_per_s)
-    out_s = _crossing(kind, n, inside, domains, network) / network.out.bytes_per_s
-    hops = 1.0 if kind == "point_to_point" else None
-    time = message * np.maximum(up_s, out_s)
-    time = time + _overhead(network.up, message, n, rounds, hops)
-    time = time + np.where(domains > 1.0, _overhead(network.out, message, domains, rounds, hops), 0.0)
+    pace = np.maximum(_inside(kind, n, network), _across(kind, n, inside, domains, network))
+    time = message * pace + _overhead(kind, network.up, message, n)
+    time = time + np.where(domains > 1.0, _overhead(kind, network.out, message, domains), 0.0)
     return np.asarray(np.where(n > 1.0, time, 0.0))
 
 
-def _crossing(kind: Kind, n: Array, inside: Array, domains: Array, network: Network) -> Array:
-    """The part of the message that leaves through each NIC in use."""
+def _inside(kind: Kind, n: Array, network: Network) -> Array:
+    """Seconds per byte of the message over NVLink."""
+    rate = network.up.bytes_per_s
+    if kind == "broadcast":
+        return np.full_like(n, 1.0 / rate)
+    if kind == "point_to_point":  # an exchange of two, each of which keeps half
+        return np.full_like(n, (1.0 + FEW_RANKS.get(kind, 1.0) / 2.0) / (rate * EXCHANGE))
+    passes = (n - 1.0) / n * (1.0 + FEW_RANKS.get(kind, 1.0) / n)
     if kind == "all_to_all":
-        return np.asarray((n - inside) / n)
-    apart = domains > 1.0
+        return np.asarray(passes / (rate * EXCHANGE))
+    if kind != "all_reduce":
+        return np.asarray(passes / rate)
+    ring = 2.0 * passes / rate
+    return np.asarray(np.minimum(ring, 1.0 / network.sharp_bytes_per_s) if network.sharp else ring)
+
+
+def _across(kind: Kind, n: Array, inside: Array, domains: Array, network: Network) -> Array:
+    """Seconds per byte of the message between domains."""
+    rate = network.out.bytes_per_s
+    if kind == "all_to_all":
+        return np.asarray((n - inside) / n / rate)
+    apart = np.where(domains > 1.0, 1.0 / rate, 0.0)
     if kind == "point_to_point":
-        return np.asarray(np.where(apart, 1.0, 0.0))
+        return np.asarray(apart)
     nics = np.minimum(inside, float(network.rails))
     if kind == "all_reduce":
-        return np.asarray(2.0 * (domains - 1.0) / domains / nics)
-    part = 1.0 if kind == "broadcast" else (n - 1.0) / n
-    return np.asarray(np.where(apart, part, 0.0) / nics)
+        return np.asarray(2.0 * (domains - 1.0) / domains / rate / nics)
+    return np.asarray(apart / nics * (1.0 if kind == "broadcast" else (n - 1.0) / n))
 
 
-def _overhead(tier: Tier, message: Array, n: Array, rounds: float, hops: float | None) -> Array:
-    """What steps cost besides bandwidth; `hops` of them where not of a ring over `n`."""
-    ring = rounds * (n - 1.0) if hops is None else np.full_like(n, hops)
-    steps = np.minimum(ring, rounds * TREE_STEP * np.log2(n)) if hops is None else ring
+def _overhead(kind: Kind, tier: Tier, message: Array, n: Array) -> Array:
+    """What a tier costs besides its bandwidth: its steps, and filling the pipeline where the message is large."""
+    rounds = 2.0 if kind == "all_reduce" else 1.0
+    if kind == "point_to_point":  # nobody else to wait for
+        return np.full_like(message, tier.latency_s + tier.step_s)
+    ring = rounds * (n - 1.0)
+    steps = np.minimum(ring, rounds * TREE_STEP * np.log2(n))
     large = message / (message + tier.ramp_bytes)
     return np.asarray(tier.latency_s + tier.step_s * steps + large * (tier.ramp_s + tier.fill_s * ring))

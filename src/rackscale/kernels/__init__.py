@@ -4,7 +4,7 @@ Every function is an array program: each argument may be a float64 array, and th
 kernel alone, in seconds, launched one after another without gaps other than `launch_s`.
 """
 
-from rackscale.kernels.curves import Attention, Chip, Gemm, Kernels, kernels
+from rackscale.kernels.curves import Attention, Chip, Curve, Fit, Kernels, Memory, kernels
 from rackscale.kernels.times import (
     Array,
     Number,
@@ -19,8 +19,10 @@ __all__ = [
     "Array",
     "Attention",
     "Chip",
-    "Gemm",
+    "Curve",
+    "Fit",
     "Kernels",
+    "Memory",
     "Number",
     "attention_seconds",
     "gemm_seconds",

@@ -1,4 +1,4 @@
-"""The constants of the curves, read from gemm.toml: few per accelerator and precision, each with its source."""
+"""The constants of the curves, read from gemm.toml: few per accelerator, class and precision, each with its source."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
 
-from rackscale.catalog import Accelerator, Origin, systems
+from rackscale.catalog import Accelerator, Origin, Provenance, systems
 from rackscale.catalog.tables import Source
 from rackscale.errors import UnknownNameError
 
 PEAK = {
     "bf16": "bf16_flop_per_s",
-    "fp16": "bf16_flop_per_s",
     "fp8": "fp8_flop_per_s",
     "fp8_block": "fp8_flop_per_s",
     "mxfp8": "fp8_flop_per_s",
@@ -25,68 +24,77 @@ PEAK = {
 }
 """The catalog's field that holds the dense peak of a precision."""
 
-OPERAND_BYTES = {
-    "bf16": 2.0,
-    "fp16": 2.0,
-    "fp8": 1.0,
-    "fp8_block": 1.03125,
-    "mxfp8": 1.03125,
-    "nvfp4": 0.5625,
-}
+OPERAND_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp8": 1.03125, "nvfp4": 0.5625}
 """Bytes per element of both operands, with their scales: one per 32 values in MXFP8, one per 16 in NVFP4."""
 
 
-class Gemm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Fit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How well a curve fits what was measured; None: it was not fitted."""
+
+    origin: Origin
+    shapes: int | None = None
+    median_error: float | None = None
+    """Relative."""
+    p90_error: float | None = None
+
+
+class Curve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How fast matrix products are: an asymptote, and how much of each dimension is lost.
 
     A product takes 2 (m + lost_m)(n + lost_n)(k + lost_k) / flop_per_s, or as long as its operands take to stream.
+    That is the same as efficiencies m / (m + lost_m) and so on, multiplied.
     """
 
     flop_per_s: float
-    """What very large products reach."""
+    """What very large products approach."""
     lost_m: float
     lost_n: float
-    """In precisions below bf16 mostly the quantising of the left operand, which costs the same for every n."""
+    """Below bf16 mostly the quantising of the left operand, which costs the same for every n."""
     lost_k: float
     hbm_bytes_per_s: float
     operand_bytes: float
-    """Per element of either operand; results are of 2 bytes."""
+    """Per element of either operand; a result takes 2."""
     launch_s: float
-    median_error: float
-    """Relative, over the measured products of training size (m, n, k >= 512)."""
-    p90_error: float
-    origin: Origin
+    fit: Fit
 
 
 class Attention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How fast fused attention is in its forward pass."""
+    """How fast fused attention is in its forward pass, in bf16."""
 
     flop_per_s: float
-    """What very long sequences reach."""
     lost_tokens: float
-    """Of the queries' length: short sequences fill the chip badly."""
+    """Of the queries' length: tiles on the diagonal, and filling the chip."""
+    lost_dim: float
+    """Of head_dim: the exponentials cost the same for every head_dim."""
     launch_s: float
-    median_error: float
-    p90_error: float
-    origin: Origin
+    fit: Fit
+
+
+class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How fast kernels are that only move memory."""
+
+    hbm_bytes_per_s: float
+    launch_s: float
+    """From the end of a kernel to the start of the next one, and its own ramp."""
+    fit: Fit
 
 
 class Chip(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The curves of one accelerator."""
+    """The curves of one accelerator, products by precision."""
 
     name: str
-    launch_s: float
-    """From the end of a kernel to the start of the next one, and its own ramp."""
-    hbm_bytes_per_s: float
-    """What kernels that only move memory reach."""
-    gemm: dict[str, Gemm]
-    grouped_fraction: float
-    """Of a plain product's speed, for grouped products (the experts of a layer)."""
+    gemm: dict[str, Curve]
+    grouped: dict[str, Curve]
+    """Products of one launch, a layer's experts."""
     attention: Attention
+    memory: Memory
 
 
 class Kernels(Struct, frozen=True, kw_only=True):
     """The curves of every accelerator that has some; a calibration replaces some with `msgspec.structs.replace`."""
+
+    SAME: ClassVar[dict[str, str]] = {"fp16": "bf16"}
+    """Precisions that are as fast as another."""
 
     chips: dict[str, Chip]
 
@@ -96,12 +104,14 @@ class Kernels(Struct, frozen=True, kw_only=True):
             raise UnknownNameError("accelerator with measured kernels", name, self.chips)
         return self.chips[name]
 
-    def gemm(self, chip: str, precision: str) -> Gemm:
+    def gemm(self, chip: str, precision: str, *, grouped: bool = False) -> Curve:
         """Raises UnknownNameError for an accelerator or a precision of it that nobody measured."""
-        curves = self.chip(chip).gemm
-        if precision not in curves:
+        found = self.chip(chip)
+        curves = found.grouped if grouped else found.gemm
+        name = self.SAME.get(precision, precision)
+        if name not in curves:
             raise UnknownNameError(f"measured precision of {chip}", precision, curves)
-        return curves[precision]
+        return curves[name]
 
 
 @cache
@@ -114,53 +124,39 @@ def kernels() -> Kernels:
 
 
 def _chip(accelerator: Accelerator, rows: Mapping[str, Any], sources: Mapping[str, Source]) -> Chip:
-    hbm = accelerator.hbm_bytes_per_s
-    bf16 = accelerator.bf16_flop_per_s
-    assert hbm is not None
-    assert bf16 is not None
-    attention = rows["attention"]
+    curves = {
+        kind: {p: _curve(accelerator, p, row, sources) for p, row in rows[kind].items()}
+        for kind in ("gemm", "grouped")
+    }
+    attention = _absolute(accelerator, "bf16", rows["attention"], sources)
+    memory = _absolute(accelerator, "bf16", rows["memory"], sources)
     return Chip(
         name=accelerator.name,
-        launch_s=rows["launch_s"],
-        hbm_bytes_per_s=rows["hbm_fraction"] * hbm,
-        grouped_fraction=rows["grouped_fraction"],
-        gemm={
-            precision: _gemm(accelerator, precision, row, hbm, sources)
-            for precision, row in rows["gemm"].items()
-        },
-        attention=Attention(
-            flop_per_s=attention["peak_fraction"] * bf16,
-            lost_tokens=attention["lost_tokens"],
-            launch_s=attention["launch_s"],
-            median_error=attention["median_error"],
-            p90_error=attention["p90_error"],
-            origin=_origin(attention, sources),
-        ),
+        attention=msgspec.convert(attention, Attention),
+        memory=msgspec.convert(memory, Memory),
+        **curves,
     )
 
 
-def _gemm(
-    accelerator: Accelerator,
-    precision: str,
-    row: Mapping[str, Any],
-    hbm: float,
-    sources: Mapping[str, Source],
-) -> Gemm:
-    return Gemm(
-        flop_per_s=row["peak_fraction"] * getattr(accelerator, PEAK[precision]),
-        lost_m=row["lost_m"],
-        lost_n=row["lost_n"],
-        lost_k=row["lost_k"],
-        hbm_bytes_per_s=row["hbm_fraction"] * hbm,
-        operand_bytes=OPERAND_BYTES[precision],
-        launch_s=row["launch_s"],
-        median_error=row["median_error"],
-        p90_error=row["p90_error"],
-        origin=_origin(row, sources),
-    )
+def _curve(
+    accelerator: Accelerator, precision: str, row: Mapping[str, Any], sources: Mapping[str, Source]
+) -> Curve:
+    fields = _absolute(accelerator, precision, row, sources) | {"operand_bytes": OPERAND_BYTES[precision]}
+    return msgspec.convert(fields, Curve)
 
 
-def _origin(row: Mapping[str, Any], sources: Mapping[str, Source]) -> Origin:
-    provenance = next(p for p in ("measured", "vendor", "assumed") if p in row)
-    source = sources[row[provenance]]
-    return Origin(provenance=provenance, source=source.title, url=source.url, note=row.get("note", ""))
+def _absolute(
+    accelerator: Accelerator, precision: str, row: Mapping[str, Any], sources: Mapping[str, Source]
+) -> dict[str, Any]:
+    """The row with rates instead of fractions of the catalog's, and its fit in one value."""
+    fields = dict(row)
+    if "peak_fraction" in fields:
+        fields["flop_per_s"] = fields.pop("peak_fraction") * getattr(accelerator, PEAK[precision])
+    if "hbm_fraction" in fields:
+        assert accelerator.hbm_bytes_per_s is not None
+        fields["hbm_bytes_per_s"] = fields.pop("hbm_fraction") * accelerator.hbm_bytes_per_s
+    provenance: Provenance = "measured" if "measured" in fields else "assumed"
+    source = sources[fields.pop(provenance)]
+    origin = Origin(provenance=provenance, source=source.title, url=source.url, note=fields.pop("note", ""))
+    quality = {name: fields.pop(name, None) for name in ("shapes", "median_error", "p90_error")}
+    return fields | {"fit": Fit(origin=origin, **quality)}

@@ -7,7 +7,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rackscale.kernels.curves import Kernels, kernels as measured
+from rackscale.kernels.curves import Curve, Kernels
+from rackscale.kernels.curves import kernels as measured
 
 Array: TypeAlias = NDArray[np.float64]
 Number: TypeAlias = Array | float
@@ -29,10 +30,7 @@ def gemm_seconds(
     and its result, and `launch_s`. Raises UnknownNameError for an accelerator or precision without a curve.
     """
     curve = (kernels or measured()).gemm(chip, precision)
-    m, n, k = np.asarray(m, float), np.asarray(n, float), np.asarray(k, float)
-    compute = (m + curve.lost_m) * (n + curve.lost_n) * (k + curve.lost_k) * (2.0 / curve.flop_per_s)
-    stream = (curve.operand_bytes * k * (m + n) + 2.0 * m * n) / curve.hbm_bytes_per_s
-    return np.asarray(count * (np.maximum(compute, stream) + curve.launch_s))
+    return np.asarray(count * (_product(curve, m, n, k) + curve.launch_s))
 
 
 def grouped_gemm_seconds(
@@ -45,20 +43,13 @@ def grouped_gemm_seconds(
     precision: str,
     kernels: Kernels | None = None,
 ) -> Array:
-    """One launch of `groups` products of (m, k) by (k, n): the experts of one rank, m tokens each, s.
+    """One launch of `groups` products of (m, k) by (k, n): one matrix of each expert of a GPU, m tokens each, s.
 
-    The plain product's curve at a `grouped_fraction` of its speed; what is lost of n and k (tails of tiles, the
-    quantising) is lost once per group, the launch once.
+    As `gemm_seconds`, `groups` times but launched once, by a curve of its own. Below bf16 the measured kernels quantise
+    a token once, not once for each of its experts. Raises UnknownNameError as `gemm_seconds` does.
     """
-    used = kernels or measured()
-    curve = used.gemm(chip, precision)
-    fraction = used.chip(chip).grouped_fraction
-    groups, m, n, k = (np.asarray(x, float) for x in (groups, m, n, k))
-    compute = (
-        (m + curve.lost_m) * (n + curve.lost_n) * (k + curve.lost_k) * (2.0 / curve.flop_per_s / fraction)
-    )
-    stream = (curve.operand_bytes * k * (m + n) + 2.0 * m * n) / curve.hbm_bytes_per_s
-    return np.asarray(groups * np.maximum(compute, stream) + curve.launch_s)
+    curve = (kernels or measured()).gemm(chip, precision, grouped=True)
+    return np.asarray(groups * _product(curve, m, n, k) + curve.launch_s)
 
 
 def attention_seconds(
@@ -81,16 +72,24 @@ def attention_seconds(
     curve = (kernels or measured()).chip(chip).attention
     q, kv = np.asarray(tokens_q, float), np.asarray(tokens_kv, float)
     seen = kv - np.asarray(causal, float) * 0.5 * np.maximum(q - 1.0, 0.0)
-    flop = 4.0 * np.asarray(batch, float) * heads * head_dim * (q + curve.lost_tokens) * seen
-    return np.asarray(flop / curve.flop_per_s + curve.launch_s)
+    rows = np.asarray(batch, float) * heads * (q + curve.lost_tokens)
+    work = rows * seen * (np.asarray(head_dim, float) + curve.lost_dim)
+    return np.asarray(work * (4.0 / curve.flop_per_s) + curve.launch_s)
 
 
 def memory_seconds(*, nbytes: Number, chip: str, kernels: Kernels | None = None) -> Array:
     """A kernel that reads and writes `nbytes` of accelerator memory in all and computes next to nothing, s."""
-    used = (kernels or measured()).chip(chip)
+    used = (kernels or measured()).chip(chip).memory
     return np.asarray(np.asarray(nbytes, float) / used.hbm_bytes_per_s + used.launch_s)
 
 
 def launch_s(chip: str, *, kernels: Kernels | None = None) -> float:
     """What a kernel costs beyond its work, s."""
-    return (kernels or measured()).chip(chip).launch_s
+    return (kernels or measured()).chip(chip).memory.launch_s
+
+
+def _product(curve: Curve, m: Number, n: Number, k: Number) -> Array:
+    m, n, k = np.asarray(m, float), np.asarray(n, float), np.asarray(k, float)
+    compute = (m + curve.lost_m) * (n + curve.lost_n) * (k + curve.lost_k) * (2.0 / curve.flop_per_s)
+    stream = (curve.operand_bytes * k * (m + n) + 2.0 * m * n) / curve.hbm_bytes_per_s
+    return np.asarray(np.maximum(compute, stream))
