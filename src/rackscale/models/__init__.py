@@ -1,6 +1,6 @@
-"""Descriptions of models: what they weigh and compute.
+"""Descriptions of models, from the catalog or from a Hugging Face config.json; what they weigh and compute.
 
-`model(name)` answers with one of them. The files of catalog/ hold the facts, one file per family, and
+`model(name_or_path)` answers with one of them. The files of catalog/ hold the facts, one file per family, and
 aliases.toml the other names that a model goes by.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 
@@ -25,6 +26,7 @@ from rackscale.models.description import (
     Mixer,
     Model,
 )
+from rackscale.models.huggingface import read
 from rackscale.models.weights import LayerWeights, Weights, active_parameters, parameters, weights
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "model",
     "models",
     "parameters",
+    "read",
     "weights",
 ]
 
@@ -61,13 +64,20 @@ def aliases() -> dict[str, str]:
     return msgspec.convert(tomllib.loads(text), dict[str, str])
 
 
-def model(given: str) -> Model:
-    """The model of that name or alias, in any case. Raises UnknownNameError, with the nearest name as a hint."""
+def model(name_or_path: str | Path) -> Model:
+    """The model of that name or alias, in any case, or the one that a config.json (or its folder) describes.
+
+    Raises UnknownNameError, with the nearest name as a hint, and DocumentError for a config.json that can't be used.
+    """
     known, others = _load(), aliases()
-    name = others.get(given.lower(), given.lower())
+    name = str(name_or_path).lower()
+    name = others.get(name, name)
     if name in known:
         return known[name]
-    raise UnknownNameError("model", given, [*known, *others])
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".json" or path.exists():
+        return read(path)
+    raise UnknownNameError("model", str(name_or_path), [*known, *others])
 
 
 @cache
