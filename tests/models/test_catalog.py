@@ -58,6 +58,12 @@ def test_an_unknown_name_proposes_the_nearest() -> None:
     assert caught.value.hint == "did you mean 'llama3.1-8b'?"
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-that-name/llama", ""])
+def test_what_is_no_path_is_an_unknown_name(name: str) -> None:
+    with pytest.raises(UnknownNameError):
+        model(name)
+
+
 def test_a_path_is_read(tmp_path: Path) -> None:
     fields = {
         "model_type": "llama",

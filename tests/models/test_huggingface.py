@@ -258,6 +258,10 @@ def test_what_is_no_config_at_all(tmp_path: Path) -> None:
     file.write_text('{"hidden_size": 1,\n oops}', "utf-8")
     with pytest.raises(DocumentError, match=r"config\.json:2:2: not JSON: .*; download the model's"):
         read(file)
+    for unfit in ("[" * 100_000, "1" * 5_000):
+        file.write_text(unfit, "utf-8")
+        with pytest.raises(DocumentError, match=r"can't be parsed \("):
+            read(file)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(DocumentError, match="not UTF-8 text"):
         read(file)

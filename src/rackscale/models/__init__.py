@@ -27,7 +27,14 @@ from rackscale.models.description import (
     Model,
 )
 from rackscale.models.huggingface import read
-from rackscale.models.weights import LayerWeights, Weights, active_parameters, parameters, weights
+from rackscale.models.weights import (
+    LayerWeights,
+    Weights,
+    active_parameters,
+    parameters,
+    prediction_layer,
+    weights,
+)
 
 __all__ = [
     "Attention",
@@ -47,6 +54,7 @@ __all__ = [
     "model",
     "models",
     "parameters",
+    "prediction_layer",
     "read",
     "weights",
 ]
@@ -74,10 +82,17 @@ def model(name_or_path: str | Path) -> Model:
     name = others.get(name, name)
     if name in known:
         return known[name]
-    path = Path(name_or_path).expanduser()
-    if path.suffix == ".json" or path.exists():
+    if (path := _path(name_or_path)) is not None:
         return read(path)
     raise UnknownNameError("model", str(name_or_path), [*known, *others])
+
+
+def _path(given: str | Path) -> Path | None:
+    try:
+        path = Path(given).expanduser()
+        return path if str(given) and (path.exists() or path.suffix == ".json") else None
+    except (OSError, RuntimeError):  # no name of a file at all: too long, or of an unknown user's home
+        return None
 
 
 @cache

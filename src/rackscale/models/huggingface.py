@@ -66,18 +66,19 @@ def read(path: str | Path) -> Model:
 
 
 def _fields(file: Path) -> dict[str, object]:
+    again = "download the model's config.json again"
     try:
         fields = json.loads(file.read_text("utf-8"))
     except OSError as error:
         fix = "give a model's config.json, or the folder that holds it"
         raise DocumentError([f"{file}: can't be read ({error.strerror}); {fix}"]) from error
     except UnicodeDecodeError as error:
-        raise DocumentError([f"{file}: not UTF-8 text; download the model's config.json again"]) from error
+        raise DocumentError([f"{file}: not UTF-8 text; {again}"]) from error
     except json.JSONDecodeError as error:
         place = f"{file}:{error.lineno}:{error.colno}"
-        raise DocumentError(
-            [f"{place}: not JSON: {error.msg}; download the model's config.json again"]
-        ) from error
+        raise DocumentError([f"{place}: not JSON: {error.msg}; {again}"]) from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise DocumentError([f"{file}: can't be parsed ({error}); {again}"]) from error
     if not isinstance(fields, dict):
         raise DocumentError([f"{file}: not a JSON object ({shown(fields)}); give a model's config.json"])
     return fields
