@@ -1,6 +1,6 @@
-"""Descriptions of models: what they weigh and compute.
+"""Descriptions of models, from the catalog or from a Hugging Face config.json; what they weigh and compute.
 
-`model(name)` answers with one of them. The files of catalog/ hold the facts, one file per family, and
+`model(name_or_path)` answers with one of them. The files of catalog/ hold the facts, one file per family, and
 aliases.toml the other names that a model goes by.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 
@@ -25,7 +26,15 @@ from rackscale.models.description import (
     Mixer,
     Model,
 )
-from rackscale.models.weights import LayerWeights, Weights, active_parameters, parameters, weights
+from rackscale.models.huggingface import read
+from rackscale.models.weights import (
+    LayerWeights,
+    Weights,
+    active_parameters,
+    parameters,
+    prediction_layer,
+    weights,
+)
 
 __all__ = [
     "Attention",
@@ -45,6 +54,8 @@ __all__ = [
     "model",
     "models",
     "parameters",
+    "prediction_layer",
+    "read",
     "weights",
 ]
 
@@ -61,13 +72,27 @@ def aliases() -> dict[str, str]:
     return msgspec.convert(tomllib.loads(text), dict[str, str])
 
 
-def model(given: str) -> Model:
-    """The model of that name or alias, in any case. Raises UnknownNameError, with the nearest name as a hint."""
+def model(name_or_path: str | Path) -> Model:
+    """The model of that name or alias, in any case, or the one that a config.json (or its folder) describes.
+
+    Raises UnknownNameError, with the nearest name as a hint, and DocumentError for a config.json that can't be used.
+    """
     known, others = _load(), aliases()
-    name = others.get(given.lower(), given.lower())
+    name = str(name_or_path).lower()
+    name = others.get(name, name)
     if name in known:
         return known[name]
-    raise UnknownNameError("model", given, [*known, *others])
+    if (path := _path(name_or_path)) is not None:
+        return read(path)
+    raise UnknownNameError("model", str(name_or_path), [*known, *others])
+
+
+def _path(given: str | Path) -> Path | None:
+    try:
+        path = Path(given).expanduser()
+        return path if str(given) and (path.exists() or path.suffix == ".json") else None
+    except (OSError, RuntimeError):  # no name of a file at all: too long, or of an unknown user's home
+        return None
 
 
 @cache
