@@ -56,9 +56,7 @@ def fit(rows: list[Measurement]) -> None:
         "",
         "[bands]",
     ]
-    for name, places in groups(
-        rows, lambda row: bands.key(row.recipe, experts=calibration.has_experts(row))
-    ):
+    for name, places in groups(rows, lambda row: bands.key(row.recipe, experts=calibration.has_experts(row))):
         if len(places) >= 8:
             low, high = np.quantile(1.0 / ratio[places], [0.1, 0.9])
             text.append(f'"{name}" = [{low:.3f}, {high:.3f}]')
@@ -96,7 +94,15 @@ def ranking(rows: list[Measurement], problem: Problem) -> None:
     for _, places in groups(
         rows,
         lambda row: repr(
-            (row.source, row.label, row.recipe, row.layout.gpus, row.global_batch, row.tokens, row.model.depth)
+            (
+                row.source,
+                row.label,
+                row.recipe,
+                row.layout.gpus,
+                row.global_batch,
+                row.tokens,
+                row.model.depth,
+            )
         ),
     ):
         if len({str(rows[i].layout) for i in places}) < 2:
@@ -151,7 +157,9 @@ def speed() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--speed", action="store_true")

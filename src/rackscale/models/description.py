@@ -69,6 +69,8 @@ class Experts(Struct, frozen=True, kw_only=True, tag="experts", forbid_unknown_f
     width: int
     gated: bool = True
     shared_width: int = 0
+    clamped: bool = False
+    """Clamps its gated activation and adds biases (gpt-oss): frameworks ran that as separate kernels for a while."""
     latent_dim: int | None = None
     """Experts work on the hidden state projected down to this many dimensions; None: on the hidden state itself."""
 

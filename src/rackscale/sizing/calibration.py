@@ -14,8 +14,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from rackscale.errors import ExecutorError
-from rackscale.models.description import Experts
 from rackscale.sizing.constants import constants, fitted, roles
+from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import Array, Layouts
 from rackscale.sizing.measurements import Measurement, groups
 from rackscale.sizing.parts import Parts, parts
@@ -107,7 +107,7 @@ def problem(rows: Sequence[Measurement]) -> Problem:
         order += chosen
         layouts.append(at)
         priced.append(parts(some[0].model, at, some[0].recipe))
-        for role, by in roles(some[0].recipe, experts=has_experts(some[0])).items():
+        for role, by in roles(some[0].recipe, experts=experts_of(some[0].model)).items():
             padded = [place[name] for name in by] + [len(names)] * (4 - len(by))
             indices.setdefault(role, []).extend([padded] * len(some))
     back = np.argsort(np.array(order))
@@ -125,7 +125,7 @@ def problem(rows: Sequence[Measurement]) -> Problem:
 
 def has_experts(row: Measurement) -> bool:
     """Whether the model is a mixture of experts."""
-    return any(isinstance(kind.feed, Experts) for kind in row.model.layers)
+    return experts_of(row.model) is not None
 
 
 def logs_of(values: Mapping[str, float]) -> Array:
@@ -133,10 +133,17 @@ def logs_of(values: Mapping[str, float]) -> Array:
     return np.log([max(values[name], LEAST) for name in constants()])
 
 
-def fit(of: Problem, *, start: Mapping[str, float] | None = None, spread: float = 1.0) -> dict[str, float]:
+def fit(
+    of: Problem,
+    *,
+    start: Mapping[str, float] | None = None,
+    spread: float = 1.0,
+    guess: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """The constants that suit the measurements best.
 
-    `start` replaces the priors' middles (a user's fleet starts from the published fit), `spread` scales their widths.
+    `start` replaces the priors' middles (a user's fleet starts from the published fit), `spread` scales their widths;
+    `guess` only says where the search begins.
     Raises ExecutorError without SciPy.
     """
     try:
@@ -155,7 +162,10 @@ def fit(of: Problem, *, start: Mapping[str, float] | None = None, spread: float 
         return np.concatenate([soft, (logs - middle) / width])
 
     found = least_squares(
-        residuals, np.clip(middle, low + 1e-9, high - 1e-9), bounds=(low, high), x_scale=width
+        residuals,
+        np.clip(middle if guess is None else logs_of(guess), low + 1e-9, high - 1e-9),
+        bounds=(low, high),
+        x_scale=width,
     )
     return {name: float(np.exp(value)) for name, value in zip(known, found.x, strict=True)}
 
@@ -180,7 +190,7 @@ def held_out(
         chosen = np.ones(len(of.rows), dtype=bool)
         chosen[places] = False
         each(name)
-        values = fit(of.take(chosen)) if chosen.any() else start
+        values = fit(of.take(chosen), guess=start) if chosen.any() else start
         ratio[places] = (of.predict(logs_of(values)).seconds / of.seconds)[places]
     return ratio
 

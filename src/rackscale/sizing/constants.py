@@ -9,7 +9,8 @@ from importlib import resources
 
 from msgspec import Struct, convert
 
-from rackscale.sizing.recipe import Recipe
+from rackscale.models.description import Experts
+from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
 
 
 class Constant(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +40,7 @@ def _text(filename: str) -> str:
     return resources.files(__package__).joinpath(filename).read_text("utf-8")
 
 
-def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
+def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ...]]:
     """Which constants play which part for `recipe`; a part's factor is the product of its constants."""
     arch, family, precision = recipe.architecture, recipe.family, recipe.precision
     arch = {"trainium": "hopper"}.get(
@@ -58,6 +59,7 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
         "hopper": "clock.hopper.low",
         "blackwell": f"clock.blackwell.{'fp8' if precision in {'fp8', 'fp8-block', 'bf16'} else precision}",
     }[arch]
+    early = experts is not None and experts.gated and recipe.year < FUSED_EXPERTS
     core = (*every, f"core.{arch}", *(("core.composer",) if software == "composer" else ()))
     cast = {"mxfp8": "cast.mx", "fp8-block": "cast.mx", "nvfp4": "cast.nvfp4"}.get(precision, "cast.low")
     return {
@@ -69,9 +71,10 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
         ),
         "core": core,
         "core_back": (*core, "core.back"),
-        "scan": (*every, "scan"),
+        "scan": (*every, f"scan.{'blackwell' if arch == 'blackwell' else 'hopper'}"),
         "moved": (f"memory.{software}",),
         "cast": (cast,),
+        "cast_experts": (cast, "cast.experts", *(("early.experts",) if early else ())),
         "routing": ("routing",),
         "launch": ("launch.megatron",) if software == "megatron" else ("launch.eager",),
         "graph": ("launch.graph",) if recipe.graphs else (),
@@ -86,7 +89,7 @@ def roles(recipe: Recipe, *, experts: bool) -> dict[str, tuple[str, ...]]:
         "drag": ("fsdp.drag",),
         "update": ("update",),
         "jitter": ("jitter",),
-        "fixed": ("fixed",),
+        "fixed": ("fixed.mlperf",) if family == "mlperf" else ("fixed",),
         "pace": ("pace.blackwell" if arch == "blackwell" else "pace.hopper",),
         "pace_experts": (f"pace.experts.{'blackwell' if arch == 'blackwell' else 'hopper'}",)
         if experts

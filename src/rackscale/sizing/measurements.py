@@ -217,7 +217,9 @@ def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str
             f"micro_batch_size: {batch // dp} sequences per replica are not a multiple of {micro}"
         )
     sharding, shard = _sharding(of.text("dp_type"), system)
-    ep, etp = of.count("ep", 1), of.count("etp", tp)  # Megatron's default: experts are divided as the rest is
+    # Megatron's own default divides experts as the rest is; Megatron Bridge's recipes, since 2025, don't
+    ep = of.count("ep", 1)
+    etp = of.count("etp", tp if _year(of.text("source_date")) < 2025.4 else 1)
     virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)
     return Layout(
         gpus=gpus,
@@ -264,6 +266,9 @@ def _recompute(of: _Fields) -> frozenset[str]:
     for word in re.split(r"[:+() ,;]+", text.split(")")[0]):
         if word in known and not (word == "selective" and re.search(r"selective[:(]", text)):
             found |= set(known[word])
+    if found == {"attention"} and "torchtitan" in of.text("framework").lower():
+        # torchtitan's selective recompute keeps attention, and computes every other product again
+        found = set(known["per-op"])
     if not found and not text.startswith("none"):
         of.reasons.append(f"recompute: {text!r} is unknown; say none, full or selective:MODULE+MODULE")
     return frozenset(found)
@@ -275,9 +280,7 @@ def _offload(of: _Fields) -> float:
 
 
 def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
-    words = _columns()["families"]
-    framework = of.text("framework")
-    family: Family = next((words[w] for w in words if w.lower() in framework.lower()), "megatron")
+    family = _family(of)
     task = of.text("task") or "pretrain"
     nic = of.number("nic_gbps_per_gpu")
     return Recipe(
@@ -292,6 +295,12 @@ def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
         document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
         gradient_bytes=4.0 if family in {"torch", "composer"} else 2.0,
     )
+
+
+def _family(of: _Fields) -> Family:
+    words = _columns()["families"]
+    framework = of.text("framework").lower()
+    return next((words[word] for word in words if word.lower() in framework), "megatron")
 
 
 def _one_of(text: str, tasks: tuple[Task, ...], of: _Fields) -> Task:

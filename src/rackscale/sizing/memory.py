@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
+from msgspec.structs import replace
 
+from rackscale.models import prediction_layer
 from rackscale.models.description import Model
 from rackscale.sizing.layout import MODULES, Array, Layouts
 from rackscale.sizing.recipe import Recipe
@@ -87,7 +89,7 @@ def _layers(model: Model, at: Layouts, recipe: Recipe) -> tuple[Array, Array, Ar
     entry = tokens_of(at) / at.tp * model.hidden * BF16
     layers = list(model.layers)
     if model.mtp_layers:
-        layers.append(type(layers[-1])(count=model.mtp_layers, mixer=layers[-1].mixer, feed=layers[-1].feed))
+        layers.append(replace(prediction_layer(model), count=model.mtp_layers))
     for kind in layers:
         count = kind.count / at.pp
         layer = zero.copy()

@@ -10,10 +10,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from msgspec.structs import replace
+
 from rackscale import collectives, kernels
+from rackscale.models import prediction_layer
 from rackscale.models.description import Model
 from rackscale.sizing.layout import MODULES, Array, Layouts
-from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
 from rackscale.sizing.work import BF16, Work, feed_work, head_work, mixer_work, tokens_of
 
 
@@ -40,6 +43,8 @@ class Parts:
     cast_f: Array
     """Quantisation of inputs."""
     cast_b: Array
+    cast_experts: Array
+    """Quantisation of what experts work on, both ways."""
     routing_f: Array
     """Permuting tokens for experts and back."""
     routing_b: Array
@@ -57,6 +62,8 @@ class Parts:
     head_b: Array
     tp_f: Array
     tp_b: Array
+    tp_bare: Array
+    """Of layers whose products can't hide them, both ways."""
     ring_f: Array
     ring_b: Array
     ep_f: Array
@@ -90,7 +97,7 @@ def parts(model: Model, at: Layouts, recipe: Recipe) -> Parts:
     own, routed = zero.copy(), zero.copy()
     layers = list(model.layers)
     if model.mtp_layers:
-        layers.append(type(layers[-1])(count=model.mtp_layers, mixer=layers[-1].mixer, feed=layers[-1].feed))
+        layers.append(replace(prediction_layer(model), count=model.mtp_layers))
     for kind in layers:
         for work in (
             None if kind.mixer is None else mixer_work(model, kind.mixer, at),
@@ -115,7 +122,7 @@ def _price(
     chip, precision = recipe.chip, recipe.products
     again = dict(zip(MODULES, at.again, strict=True))
     own, routed = work.plain * count, np.zeros(len(at))
-    cast_f, cast_b = np.zeros(len(at)), np.zeros(len(at))
+    cast_f, cast_b, cast_experts = np.zeros(len(at)), np.zeros(len(at)), np.zeros(len(at))
     for p in work.products:
         low = p.low and recipe.is_low
         redo = np.maximum(at.full, again.get(p.module, 0.0))
@@ -143,12 +150,15 @@ def _price(
             total.again_low += forward * redo
             own = own + p.weights * count
             rows = p.m
-        if low:
+        if low and p.groups is not None:
+            cast_experts += count * rows * (p.k + p.n)
+        elif low:
             cast_f += count * rows * p.k
             cast_b += count * rows * p.n
     low_bytes = recipe.product_bytes
     total.cast_f += kernels.memory_seconds(nbytes=cast_f * (BF16 + 2.0 * low_bytes), chip=chip)
     total.cast_b += kernels.memory_seconds(nbytes=cast_b * (BF16 + 2.0 * low_bytes), chip=chip)
+    total.cast_experts += kernels.memory_seconds(nbytes=cast_experts * (BF16 + 2.0 * low_bytes), chip=chip)
     _price_cores(total, work, count, at, recipe)
     for module, nbytes in work.moved.items():
         is_routing = module == "" and not isinstance(work.routed, float)
@@ -160,6 +170,10 @@ def _price(
             total.moved_f += seconds
             total.moved_b += 1.6 * seconds
         total.again_moved += seconds * np.maximum(at.full, again.get(module, 0.0))
+    if recipe.year < FUSED_EXPERTS:
+        apart = count * kernels.memory_seconds(nbytes=work.unfused, chip=chip)
+        total.moved_f += apart
+        total.moved_b += 2.0 * apart
     total.kernels_f += count * work.kernels
     total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + at.full / 2.0)
     total.kernels_experts += 3.0 * count * work.expert_kernels * (2.0 if recipe.is_low else 1.0)
@@ -170,15 +184,17 @@ def _price(
 def _price_cores(total: Parts, work: Work, count: Array, at: Layouts, recipe: Recipe) -> None:
     again = np.maximum(at.full, at.again[MODULES.index("attention")])
     for core in work.cores:
-        seconds = count * kernels.attention_seconds(
-            tokens_q=core.reach,
-            tokens_kv=core.reach,
+        whole = kernels.attention_seconds(
+            tokens_q=at.document,
+            tokens_kv=at.document,
             heads=core.heads,
             head_dim=(core.key_dim + core.value_dim) / 2.0,
             causal=True,
-            batch=core.pairs / (core.reach * core.reach / 2.0),
+            batch=at.micro_batch * at.tokens / at.document,
             chip=recipe.chip,
         )
+        # a window or a rank's part of the context computes its share of the pairs
+        seconds = count * whole * core.pairs / (at.micro_batch * at.tokens * at.document / 2.0)
         total.core_f += seconds
         total.core_b += (
             2.5 * seconds
@@ -201,8 +217,13 @@ def _price_layer_messages(
         local = np.minimum(at.tp, at.domain)
         gather = collectives.seconds("all_gather", nbytes=hidden, ranks=at.tp, local=local, network=net)
         scatter = collectives.seconds("reduce_scatter", nbytes=hidden, ranks=at.tp, local=local, network=net)
-        total.tp_f += count * work.sums * (gather + scatter)
-        total.tp_b += count * work.sums * (2.0 * gather + scatter + at.full * (gather + scatter))
+        forward = count * work.sums * (gather + scatter)
+        back = count * work.sums * (2.0 * gather + scatter + at.full * (gather + scatter))
+        if work.hides:
+            total.tp_f += forward
+            total.tp_b += back
+        else:
+            total.tp_bare += forward + back
     if not isinstance(work.ring, float):
         local = np.clip(at.domain / at.tp, 1.0, at.cp)
         passed = collectives.seconds(

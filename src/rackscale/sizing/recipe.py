@@ -21,6 +21,9 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 NEWEST = 2026.6
 """Year of the newest software that the calibration has seen."""
 
+FUSED_EXPERTS = 2026.4
+"""Since when (Megatron Bridge 26.06) gated experts quantise and activate inside their products' kernels."""
+
 _CURVES = {"bf16": "bf16", "fp8": "fp8", "fp8-block": "fp8_block", "mxfp8": "fp8_block", "nvfp4": "nvfp4"}
 _BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "mxfp8": 1.03125, "nvfp4": 0.5625}
 """Of a quantised element with its share of the block's scale (OCP MX: 1 per 32; NVFP4: 1 per 16)."""

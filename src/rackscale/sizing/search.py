@@ -10,6 +10,7 @@ import numpy as np
 
 from rackscale.models.description import Attention, Experts, LatentAttention, Model
 from rackscale.sizing.constants import fitted, roles
+from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layout, Layouts
 from rackscale.sizing.memory import Memory, memory
 from rackscale.sizing.parts import parts
@@ -47,12 +48,7 @@ class Priced:
     order: Array
 
 
-def is_mixture(model: Model) -> bool:
-    """Whether the model has experts."""
-    return any(isinstance(kind.feed, Experts) for kind in model.layers)
-
-
-def factors(recipe: Recipe, *, experts: bool, values: dict[str, float] | None = None) -> Factors:
+def factors(recipe: Recipe, *, experts: Experts | None, values: dict[str, float] | None = None) -> Factors:
     """The calibrated constants that concern `recipe`, by role."""
     known = fitted() if values is None else values
     return {
@@ -149,9 +145,9 @@ def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> 
 
 def price(model: Model, at: Layouts, recipe: Recipe, *, values: dict[str, float] | None = None) -> Priced:
     """Step time and memory of every layout."""
-    by = factors(recipe, experts=is_mixture(model), values=values)
+    by = factors(recipe, experts=experts_of(model), values=values)
     years = max(NEWEST - recipe.year, 0.0)
-    dense = 0.0 if is_mixture(model) else 1.0
+    dense = 1.0 if experts_of(model) is None else 0.0
     steps = step(parts(model, at, recipe), at, by, years=years, dense=dense)
     needs = memory(model, at, recipe)
     room = recipe.hardware.accelerator.hbm_bytes

@@ -10,13 +10,14 @@ from msgspec import Struct
 from rackscale.models.description import Model
 from rackscale.sizing.advice import advice
 from rackscale.sizing.bands import band
+from rackscale.sizing.experts import experts_of
 from rackscale.sizing.flops import flops_per_token
 from rackscale.sizing.goodput import Goodput, goodput
 from rackscale.sizing.layout import Layout
 from rackscale.sizing.memory import Memory
 from rackscale.sizing.provenance import Input, inputs
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import Limits, Priced, candidates, is_mixture, layout_of, price
+from rackscale.sizing.search import Limits, Priced, candidates, layout_of, price
 from rackscale.sizing.segments import domain_gpus
 from rackscale.sizing.step import Step
 from rackscale.workload import Offer, Shape
@@ -113,7 +114,7 @@ def size(
     peak = recipe.peak_flop_per_s
     costs = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
     best = tuple(
-        _candidate(priced, int(place), recipe, is_mixture(model), per_token, peak, costs)
+        _candidate(priced, int(place), recipe, experts_of(model) is not None, per_token, peak, costs)
         for place in priced.order[:top]
     )
     good = goodput(

@@ -73,6 +73,7 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
     memory = (
         (parts.moved_f + parts.moved_b) * by["moved"]
         + (parts.cast_f + parts.cast_b) * by["cast"]
+        + parts.cast_experts * by["cast_experts"]
         + (parts.routing_f + parts.routing_b) * by["routing"]
         + kernel
     ) * aged
@@ -82,7 +83,7 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         + parts.again_core * by["core"]
         + parts.again_moved * by["moved"]
     ) * aged
-    tensor = (parts.tp_f + parts.tp_b) * by["tp"]
+    tensor = (parts.tp_f + parts.tp_b) * by["tp"] + parts.tp_bare
     context = (parts.ring_f + parts.ring_b) * by["ring"]
     expert = (parts.ep_f + parts.ep_b) * by["ep"] * aged
     compute = products + attention + memory + recompute

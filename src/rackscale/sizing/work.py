@@ -27,6 +27,10 @@ BF16 = 2.0
 """Bytes of an activation that is not quantised."""
 
 
+CLAMPED_KERNELS = 8.0
+"""Elementwise kernels of a clamped gated activation with biases, unfused: each reads and writes about half its input."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
     """A matrix product of the forward pass; of `groups` experts if more than None."""
@@ -87,12 +91,16 @@ class Work:
     """Bytes that memory-bound kernels read and write going forward, by module ("" is computed again by nobody)."""
     kept: dict[str, Array] = field(default_factory=dict)
     """Bytes kept for the backward pass, by module; linear inputs apart, as "input"."""
+    unfused: Array | float = 0.0
+    """Bytes that an activation moves besides, forward, where it runs as separate kernels."""
     kernels: int = 0
     """Launched going forward."""
     expert_kernels: Array | float = 0.0
     """Launched going forward for one expert at a time."""
     sums: int = 0
     """Tensor-parallel reductions of one hidden state, forward (as many gathers)."""
+    hides: bool = False
+    """Whether those run beside the products they belong to, tile by tile: dense layers only."""
     routed: Array | float = 0.0
     """Bytes of hidden states that a rank sends to experts, forward, before it is said how far."""
     ring: Array | float = 0.0
@@ -133,7 +141,7 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
     kv = (
         np.maximum(mixer.kv_heads / at.tp, 1.0) * mixer.head_dim
     )  # fewer key-value heads than ranks are copied
-    qkv = inner / at.tp + 2.0 * kv
+    qkv = inner / at.tp * (1.0 + mixer.gated) + 2.0 * kv
     return Work(
         products=[
             Product(m=tokens, n=qkv, k=h * one),
@@ -148,6 +156,7 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
         },
         kernels=9,
         sums=1,
+        hides=True,
         ring=2.0 * tokens * kv * BF16,
         plain=h * (2.0 if model.norm == "layer" else 1.0) + (both / at.tp + h if model.biases else 0.0),
     )
@@ -187,6 +196,7 @@ def latent(model: Model, mixer: LatentAttention, at: Layouts) -> Work:
         },
         kernels=16,
         sums=1,
+        hides=True,
         ring=tokens * (queries + values) * BF16,
         plain=2.0 * h + ranks,
     )
@@ -213,6 +223,7 @@ def mamba(model: Model, mixer: Mamba, at: Layouts) -> Work:
         },
         kernels=12,
         sums=1,
+        hides=True,
         ring=mixer.heads * mixer.head_dim * mixer.state_dim / at.tp * 4.0 * at.micro_batch,
         plain=h + (inner + states) * (mixer.conv + 1) + 3.0 * mixer.heads / at.tp + inner,
     )
@@ -263,6 +274,7 @@ def dense(model: Model, feed: Dense, at: Layouts) -> Work:
         },
         kernels=5,
         sums=1,
+        hides=True,
         plain=h * (2.0 if model.norm == "layer" else 1.0) + (up + h if model.biases else 0.0),
     )
 
@@ -310,6 +322,7 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
         },
         kernels=22 if feed.shared_width else 16,
         expert_kernels=6.0 * local,
+        unfused=CLAMPED_KERNELS * 1.5 * rows * up * BF16 if feed.clamped else 0.0,
         sums=1,
         routed=own * inner * BF16 * _copies(feed, at),
         plain=h + feed.count,
