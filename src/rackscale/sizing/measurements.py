@@ -18,7 +18,8 @@ from msgspec import Struct
 from rackscale import catalog, models
 from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
 from rackscale.models.description import Model
-from rackscale.sizing.layout import Layout, Sharding
+from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
+from rackscale.sizing.memory import TIGHT, memory as memory_of
 from rackscale.sizing.recipe import NEWEST, Family, Precision, Recipe, Task
 from rackscale.sizing.segments import domain_gpus
 
@@ -30,6 +31,10 @@ NEEDED = ("system", "model", "num_gpus", "global_batch_size", "seq_len")
 
 PACKED_TOKENS = 512.0
 """Assumed mean length of the documents that NeMo's fine-tuning recipes pack (SQuAD)."""
+
+
+OFFLOADED = 0.6
+"""Assumed share of layers whose activations are offloaded where a table leaves that open."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -159,7 +164,10 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
     if seconds is None:
         of.reasons.append("neither step_time_s nor tokens_per_s_per_gpu is given")
         return None
-    memory = of.number("memory_gib")
+    stated = of.number("memory_gib")
+    near = domain_gpus(system, gpus)
+    if of.text("recompute") in {"", "selective"}:
+        layout = _least_recompute(model, layout, recipe, batch, tokens)
     return Measurement(
         row=row,
         source=of.text("source_id") or of.text("source"),
@@ -169,11 +177,25 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
         recipe=recipe,
         global_batch=batch,
         tokens=tokens,
-        domain=domain_gpus(system, gpus),
+        domain=near,
         seconds=seconds,
-        memory_bytes=None if memory is None else memory * 2**30,
+        memory_bytes=None if stated is None else stated * 2**30,
         assumed=tuple(of.assumed),
     )
+
+
+def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
+    """Where a table leaves open what was kept: all of it if that fits in memory.
+
+    Else activations wait in host memory where it is as near as Grace's, or everything is computed again.
+    """
+    at = Layouts.of([layout], global_batch=batch, tokens=tokens, domain=layout.gpus)
+    room = recipe.hardware.accelerator.hbm_bytes
+    if room is None or float(memory_of(model, at, recipe).total[0]) <= room * (1.0 + TIGHT):
+        return layout
+    if recipe.chip in {"GB200", "GB300"}:
+        return msgspec.structs.replace(layout, offload=OFFLOADED)
+    return msgspec.structs.replace(layout, recompute=FULL)
 
 
 def _model(of: _Fields) -> Model | None:
@@ -293,7 +315,7 @@ def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
         nic_bits_per_s=None if nic is None else nic * 1e9,
         overlaps_tp="tp_overlap=none" not in of.text("comm_overlap"),
         document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
-        gradient_bytes=4.0 if family in {"torch", "composer"} else 2.0,
+        gradient_bytes=4.0 if family in {"torch", "composer", "plain"} else 2.0,
     )
 
 

@@ -17,10 +17,12 @@ MASTER = 4.0
 """FP32 weights that the optimizer keeps, bytes per parameter."""
 MOMENTS = {"adamw": 8.0, "muon": 4.0, "sgd": 4.0}
 """FP32 moments: Adam keeps two, Muon and momentum one."""
-CONTEXT_BYTES = 4.5e9
+CONTEXT_BYTES = 3.5e9
 """CUDA context, NCCL and cuBLAS workspaces (assumed; NCCL takes 1-4 GB with many communicators)."""
-FRAGMENTS = 0.04
+FRAGMENTS = 0.03
 """Share of what the allocator holds that fits no request (assumed; expandable segments keep it under 5 %)."""
+TIGHT = 0.1
+"""How far over a device's memory an estimate may be and the layout still run: the error on stated peaks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,11 @@ def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
         np.minimum(at.pp, at.micro_batches) * (1.0 + (at.pp - 1.0) / (at.pp * at.virtual) * (at.virtual > 1)),
         1.0,
     )
-    logits = np.where(at.pp > 1, 0.0, head_work(model, at).kept[""] / (1.0 + model.mtp_layers))
+    logits = np.where(
+        at.pp > 1, 0.0, recipe.logit_copies * head_work(model, at).kept[""] / (1.0 + model.mtp_layers)
+    )
     activations = kept * flying * (1.0 - at.offload) + working
-    parameters = weights * BF16
+    parameters = weights * recipe.weight_bytes
     gradient = gradients * recipe.gradient_bytes * recipe.trained
     optimizer = states * (MASTER + MOMENTS[recipe.optimizer]) * recipe.trained
     buffers = gathered * BF16 + CONTEXT_BYTES
@@ -115,12 +119,12 @@ def _kept(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
     """Bytes that a part keeps with nothing computed again, and with what the layouts compute again."""
     again = dict(zip(MODULES, at.again, strict=True))
     everything, some = np.zeros(len(at)), np.zeros(len(at))
-    for module, nbytes in work.kept.items():
-        size = (
-            nbytes * (recipe.product_bytes if recipe.is_low else BF16)
-            if module in {"input", "activation"}
-            else nbytes
-        )
+    for module, kept in work.kept.items():
+        size = kept
+        if module in {"input", "activation", "copy"}:
+            # frozen weights have no gradients, so adapters keep no inputs; in BF16 a copy is the tensor itself
+            bare = recipe.task == "lora" or (module == "copy" and not recipe.is_low)
+            size = kept * (0.0 if bare else recipe.product_bytes)
         everything += size
         some += size * (1.0 - again.get(module, 0.0))
     return everything, some

@@ -156,6 +156,20 @@ class Recipe:
         )
 
     @property
+    def weight_bytes(self) -> float:
+        """Per parameter in memory. Adapters keep what they rest on quantised; Megatron keeps FP8 weights only, where
+        no transposed copy is needed (Hopper needs one, and block scales keep one per direction)."""
+        if self.task == "lora":
+            return self.product_bytes
+        alone = self.precision == "fp8" and self.architecture == "blackwell"
+        return 1.0 if alone and self.family in {"megatron", "mlperf"} else 2.0
+
+    @property
+    def logit_copies(self) -> float:
+        """Logits in FP32 at once: one where the loss is fused, three (BF16 too, and a gradient) in plain PyTorch."""
+        return 3.0 if self.family == "torch" else 1.0
+
+    @property
     def update_bytes(self) -> float:
         """Memory traffic of the optimizer per parameter."""
         return _UPDATE[self.optimizer]

@@ -90,7 +90,8 @@ class Work:
     moved: dict[str, Array] = field(default_factory=dict)
     """Bytes that memory-bound kernels read and write going forward, by module ("" is computed again by nobody)."""
     kept: dict[str, Array] = field(default_factory=dict)
-    """Bytes kept for the backward pass, by module; linear inputs apart, as "input"."""
+    """Bytes kept for the backward pass, by module. Elements, not bytes: "input" (of a linear layer), "activation" (the
+    same, computed again with the activation) and "copy" (an input that is another kernel's output, kept quantised)."""
     unfused: Array | float = 0.0
     """Bytes that an activation moves besides, forward, where it runs as separate kernels."""
     kernels: int = 0
@@ -151,7 +152,8 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
         moved={"norm": _norm(model, at), "": 2.0 * tokens * qkv * BF16},
         kept={
             "norm": tokens / at.tp * h * BF16,
-            "input": tokens / at.tp * h + tokens * inner / at.tp,
+            "input": tokens / at.tp * h,
+            "copy": tokens * inner / at.tp,
             "attention": tokens * (qkv + inner / at.tp) * BF16,
         },
         kernels=9,
@@ -190,7 +192,8 @@ def latent(model: Model, mixer: LatentAttention, at: Layouts) -> Work:
         },
         kept={
             "norm": own * (h + ranks) * BF16,
-            "input": own * (h + ranks) + tokens * values,
+            "input": own * (h + ranks),
+            "copy": tokens * values,
             "latent": tokens * (2.0 * queries + values) * BF16,
             "attention": tokens * values * BF16,
         },
