@@ -1,4 +1,4 @@
-"""What a transformer is made of, as far as its cost goes: layers of a mixer and a feed-forward part, and their sizes."""
+"""What a transformer is made of, as far as it costs: layers of a mixer and a feed-forward part, and their sizes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ class Attention(Struct, frozen=True, kw_only=True, tag="attention", forbid_unkno
     head_dim: int
     window_tokens: int | None = None
     """A token sees this many before it; None: all of them."""
+    gated: bool = False
+    """The output is gated by a projection of the hidden state as wide as the queries (Qwen3-Next)."""
 
 
 class LatentAttention(Struct, frozen=True, kw_only=True, tag="latent", forbid_unknown_fields=True):
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values come from one small latent."""
 
     heads: int
-    q_rank: int | None
+    q_rank: int | None = None
     """None: queries are projected straight from the hidden state."""
     kv_rank: int
     nope_dim: int
@@ -67,6 +69,8 @@ class Experts(Struct, frozen=True, kw_only=True, tag="experts", forbid_unknown_f
     width: int
     gated: bool = True
     shared_width: int = 0
+    clamped: bool = False
+    """Clamps its gated activation and adds biases (gpt-oss): frameworks ran that as separate kernels for a while."""
     latent_dim: int | None = None
     """Experts work on the hidden state projected down to this many dimensions; None: on the hidden state itself."""
 
@@ -97,7 +101,8 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     biases: bool = False
     """Linear layers have biases (GPT-2 and GPT-3 do)."""
     mtp_layers: int = 0
-    """Multi-token prediction modules, each one more layer like the last and one more pass through the head."""
+    """Multi-token prediction modules, each one more layer (the last attention and feed-forward part of `layers`, which
+    in a hybrid may be two entries) and one more pass through the head."""
     max_tokens: int | None = None
     """Longest sequence it was made for."""
     parameters: float | None = None
