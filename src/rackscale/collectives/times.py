@@ -40,50 +40,51 @@ def seconds(kind: Kind, *, nbytes: Number, ranks: Number, local: Number, network
     """
     message = np.asarray(nbytes, float)
     n = np.maximum(np.asarray(ranks, float), 1.0)
-    inside = np.clip(np.asarray(local, float), 1.0, n)
+    inside = np.minimum(np.maximum(np.asarray(local, float), 1.0), n)
     domains = n / inside
     pace = np.maximum(_inside(kind, n, network), _across(kind, n, inside, domains, network))
-    time = message * pace + _overhead(kind, network.up, message, n)
-    time = time + np.where(domains > 1.0, _overhead(kind, network.out, message, domains), 0.0)
-    return np.asarray(np.where(n > 1.0, time, 0.0))
+    outside = (domains > 1.0) * _overhead(kind, network.out, message, domains)
+    time = message * pace + _overhead(kind, network.up, message, n) + outside
+    return np.asarray((n > 1.0) * time)
 
 
 def _inside(kind: Kind, n: Array, network: Network) -> Array:
     """Seconds per byte of the message over NVLink."""
-    rate = network.up.bytes_per_s
+    byte_s = 1.0 / network.up.bytes_per_s
+    few = FEW_RANKS.get(kind, 1.0)
     if kind == "broadcast":
-        return np.full_like(n, 1.0 / rate)
+        return np.asarray(byte_s)
     if kind == "point_to_point":  # an exchange of two, each of which keeps half
-        return np.full_like(n, (1.0 + FEW_RANKS.get(kind, 1.0) / 2.0) / (rate * EXCHANGE))
-    passes = (n - 1.0) / n * (1.0 + FEW_RANKS.get(kind, 1.0) / n)
-    if kind == "all_to_all":
-        return np.asarray(passes / (rate * EXCHANGE))
+        return np.asarray((1.0 + few / 2.0) * byte_s / EXCHANGE)
+    part = 1.0 / n
+    passes = (1.0 - part) * (1.0 + few * part)
     if kind != "all_reduce":
-        return np.asarray(passes / rate)
-    ring = 2.0 * passes / rate
+        return np.asarray(passes * (byte_s / EXCHANGE if kind == "all_to_all" else byte_s))
+    ring = passes * (2.0 * byte_s)
     return np.asarray(np.minimum(ring, 1.0 / network.sharp_bytes_per_s) if network.sharp else ring)
 
 
 def _across(kind: Kind, n: Array, inside: Array, domains: Array, network: Network) -> Array:
     """Seconds per byte of the message between domains."""
-    rate = network.out.bytes_per_s
+    byte_s = 1.0 / network.out.bytes_per_s
     if kind == "all_to_all":
-        return np.asarray((n - inside) / n / rate)
-    apart = np.where(domains > 1.0, 1.0 / rate, 0.0)
+        return np.asarray((n - inside) * byte_s / n)
     if kind == "point_to_point":
-        return np.asarray(apart)
+        return np.asarray((domains > 1.0) * byte_s)
     nics = np.minimum(inside, float(network.rails))
     if kind == "all_reduce":
-        return np.asarray(2.0 * (domains - 1.0) / domains / rate / nics)
-    return np.asarray(apart / nics * (1.0 if kind == "broadcast" else (n - 1.0) / n))
+        return np.asarray((domains - 1.0) * (2.0 * byte_s) / (domains * nics))
+    apart = (domains > 1.0) * byte_s / nics
+    return np.asarray(apart if kind == "broadcast" else apart * (n - 1.0) / n)
 
 
 def _overhead(kind: Kind, tier: Tier, message: Array, n: Array) -> Array:
     """What a tier costs besides its bandwidth: its steps, and filling the pipeline where the message is large."""
-    rounds = 2.0 if kind == "all_reduce" else 1.0
     if kind == "point_to_point":  # nobody else to wait for
-        return np.full_like(message, tier.latency_s + tier.step_s)
-    ring = rounds * (n - 1.0)
-    steps = np.minimum(ring, rounds * TREE_STEP * np.log2(n))
+        return np.asarray(tier.latency_s + tier.step_s)
+    rounds = 2.0 if kind == "all_reduce" else 1.0
+    ring = n - 1.0
+    steps = np.minimum(ring, TREE_STEP * np.log2(n))
     large = message / (message + tier.ramp_bytes)
-    return np.asarray(tier.latency_s + tier.step_s * steps + large * (tier.ramp_s + tier.fill_s * ring))
+    full = tier.ramp_s + (rounds * tier.fill_s) * ring
+    return np.asarray(tier.latency_s + (rounds * tier.step_s) * steps + large * full)
