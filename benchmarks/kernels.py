@@ -30,8 +30,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rackscale.collectives import KINDS, Array, Kind, network, seconds
-from rackscale.kernels import attention_seconds, gemm_seconds, grouped_gemm_seconds, kernels, memory_seconds
+from rackscale.collectives import KINDS, Array, Kind, Network, network, seconds
+from rackscale.kernels import (
+    Kernels,
+    attention_seconds,
+    gemm_seconds,
+    grouped_gemm_seconds,
+    kernels,
+    memory_seconds,
+)
 
 CHIPS = {
     "a100_sxm": ("A100-80GB", "dgx-a100"),
@@ -93,44 +100,24 @@ def row(chip: str, kind: str, what: str, computed: Array, measured: Array) -> Ro
     }
 
 
-def products(folder: Path, chip: str) -> Iterator[Row]:
-    for name, precision in PRECISIONS.items():
-        if precision not in kernels().chip(chip).gemm:
-            continue
-        found = best(folder, "gemm/*/*/gemm_perf.parquet", ["m", "n", "k"], gemm_dtype=[name])
-        c = where(found, (found["m"] >= 512) & (found["n"] >= 512) & (found["k"] >= 512))
-        computed = gemm_seconds(m=c["m"], n=c["n"], k=c["k"], chip=chip, precision=precision)
-        yield row(chip, "gemm", precision, computed, c["s"])
+def products(folder: Path, name: str, *, least_m: int = 512) -> Columns:
+    found = best(folder, "gemm/*/*/gemm_perf.parquet", ["m", "n", "k"], gemm_dtype=[name])
+    return where(found, (found["m"] >= least_m) & (found["n"] >= 512) & (found["k"] >= 512))
 
 
-def experts(folder: Path, chip: str) -> Iterator[Row]:
+def experts(folder: Path, name: str) -> Columns:
     keys = ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size"]
-    for name, precision in PRECISIONS.items():
-        if precision not in kernels().chip(chip).grouped:
-            continue
-        only: dict[str, list[Any]] = {"moe_dtype": [name], "distribution": ["balanced"], "moe_ep_size": [1]}
-        c = best(folder, "moe/*/*/moe_perf.parquet", keys, **only)
-        c |= {
-            "m": c["num_tokens"] * c["topk"] / c["num_experts"],
-            "width": c["inter_size"] / c["moe_tp_size"],
-        }
-        fits = (c["m"] >= 128) & (c["width"] >= 512) & (c["hidden_size"] >= 1024)
-        c = where(c, fits & (c["topk"] <= 8) & (c["moe_tp_size"] <= 4) & (c["num_experts"] >= 2))
-        yield row(chip, "grouped", precision, layer(c, chip, precision), c["s"])
+    only: dict[str, list[Any]] = {"moe_dtype": [name], "distribution": ["balanced"], "moe_ep_size": [1]}
+    c = best(folder, "moe/*/*/moe_perf.parquet", keys, **only)
+    c |= {
+        "m": c["num_tokens"] * c["topk"] / c["num_experts"],
+        "width": c["inter_size"] / c["moe_tp_size"],
+    }
+    fits = (c["m"] >= 128) & (c["width"] >= 512) & (c["hidden_size"] >= 1024)
+    return where(c, fits & (c["topk"] <= 8) & (c["moe_tp_size"] <= 4) & (c["num_experts"] >= 2))
 
 
-def layer(c: Columns, chip: str, precision: str) -> Array:
-    """A gated layer of experts: up and gate in one product, down in another, and what moves between them."""
-    groups, m, hidden, width = c["num_experts"], c["m"], c["hidden_size"], c["width"]
-
-    def product(n: Array, k: Array) -> Array:
-        return grouped_gemm_seconds(groups=groups, m=m, n=n, k=k, chip=chip, precision=precision)
-
-    moved = groups * m * (6.0 * width + 4.0 * hidden)
-    return product(2.0 * width, hidden) + product(hidden, width) + memory_seconds(nbytes=moved, chip=chip)
-
-
-def attention(folder: Path, chip: str) -> Iterator[Row]:
+def attention(folder: Path) -> Columns:
     keys = ["batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim"]
     only: dict[str, list[Any]] = {
         "attn_dtype": ["bfloat16"],
@@ -140,9 +127,32 @@ def attention(folder: Path, chip: str) -> Iterator[Row]:
         "head_dim": [64, 128],
     }
     c = best(folder, "attention/*/*/context_attention_perf.parquet", keys, **only)
-    rows = c["batch_size"] * c["isl"] * c["num_heads"]
-    c = where(c, (c["isl"] >= 1024) & (rows >= 32_768))
-    computed = attention_seconds(
+    return where(c, (c["isl"] >= 1024) & (c["batch_size"] * c["isl"] * c["num_heads"] >= 32_768))
+
+
+def collectives(folder: Path, name: str, *, least_bytes: float = 4e6) -> Columns:
+    only: dict[str, list[Any]] = {"op_name": [name], "nccl_dtype": ["half"]}
+    c = best(folder, "comm/nccl/*/nccl_perf.parquet", ["num_gpus", "message_size"], **only)
+    c["nbytes"] = 2.0 * c["message_size"]  # it counts elements
+    return where(c, c["nbytes"] >= least_bytes)
+
+
+def product_s(c: Columns, chip: str, precision: str, curves: Kernels | None = None) -> Array:
+    return gemm_seconds(m=c["m"], n=c["n"], k=c["k"], chip=chip, precision=precision, kernels=curves)
+
+
+def layer_s(c: Columns, chip: str, precision: str, curves: Kernels | None = None) -> Array:
+    """A gated layer of experts: up and gate in one product, down in another, and what moves between them."""
+    groups, m, hidden, width = c["num_experts"], c["m"], c["hidden_size"], c["width"]
+    product = partial(
+        grouped_gemm_seconds, groups=groups, m=m, chip=chip, precision=precision, kernels=curves
+    )
+    moved = memory_seconds(nbytes=groups * m * (6.0 * width + 4.0 * hidden), chip=chip, kernels=curves)
+    return product(n=2.0 * width, k=hidden) + product(n=hidden, k=width) + moved
+
+
+def attention_s(c: Columns, chip: str, curves: Kernels | None = None) -> Array:
+    return attention_seconds(
         tokens_q=c["isl"],
         tokens_kv=c["isl"],
         heads=c["num_heads"],
@@ -150,31 +160,29 @@ def attention(folder: Path, chip: str) -> Iterator[Row]:
         causal=True,
         chip=chip,
         batch=c["batch_size"],
+        kernels=curves,
     )
-    yield row(chip, "attention", "bf16", computed, c["s"])
 
 
-def collectives(folder: Path, chip: str, system: str) -> Iterator[Row]:
-    for name, kind in COLLECTIVES.items():
-        only: dict[str, list[Any]] = {"op_name": [name], "nccl_dtype": ["half"]}
-        c = best(folder, "comm/nccl/*/nccl_perf.parquet", ["num_gpus", "message_size"], **only)
-        c = where(c, c["message_size"] >= 2e6)
-        computed = seconds(
-            kind,
-            nbytes=2.0 * c["message_size"],
-            ranks=c["num_gpus"],
-            local=c["num_gpus"],
-            network=network(system),
-        )
-        yield row(chip, "collective", kind, computed, c["s"])
+def collective_s(c: Columns, kind: Kind, on: Network) -> Array:
+    return seconds(kind, nbytes=c["nbytes"], ranks=c["num_gpus"], local=c["num_gpus"], network=on)
 
 
 def measured(tables: Path) -> Iterator[Row]:
     for name, (chip, system) in CHIPS.items():
-        yield from products(tables / name, chip)
-        yield from experts(tables / name, chip)
-        yield from attention(tables / name, chip)
-        yield from collectives(tables / name, chip, system)
+        folder, on = tables / name, network(system)
+        known = [(table, p) for table, p in PRECISIONS.items() if p in kernels().chip(chip).gemm]
+        for table, precision in known:
+            c = products(folder, table)
+            yield row(chip, "gemm", precision, product_s(c, chip, precision), c["s"])
+        for table, precision in known:
+            c = experts(folder, table)
+            yield row(chip, "grouped", precision, layer_s(c, chip, precision), c["s"])
+        c = attention(folder)
+        yield row(chip, "attention", "bf16", attention_s(c, chip), c["s"])
+        for table, kind in COLLECTIVES.items():
+            c = collectives(folder, table)
+            yield row(chip, "collective", kind, collective_s(c, kind, on), c["s"])
 
 
 def claimed() -> Iterator[Row]:
