@@ -117,11 +117,11 @@ def ranking(rows: list[Measurement], problem: Problem) -> None:
     )
 
 
-def remembered(rows: list[Measurement], problem: Problem) -> None:
+def remembered(rows: list[Measurement]) -> None:
     """No layout that ran may be called out of memory; where the table states the peak, how far off is ours?"""
     over, off = [], []
     for row in rows:
-        at = problem_layout(row)
+        at = calibration.problem([row]).layouts
         need = float(memory(row.model, at, row.recipe).total[0])
         room = row.recipe.hardware.accelerator.hbm_bytes
         if room is not None and need > room:
@@ -133,10 +133,6 @@ def remembered(rows: list[Measurement], problem: Problem) -> None:
         print("  " + text)
     if off:
         print("  " + line("stated peaks", calibration.errors(np.array(off))))
-
-
-def problem_layout(row: Measurement):  # type: ignore[no-untyped-def]
-    return calibration.problem([row]).layouts
 
 
 def speed() -> None:
@@ -175,7 +171,7 @@ def main() -> None:
     problem = calibration.problem(rows)
     errors(rows, problem)
     ranking(rows, problem)
-    remembered(rows, problem)
+    remembered(rows)
 
 
 if __name__ == "__main__":

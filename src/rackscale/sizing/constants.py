@@ -33,7 +33,7 @@ def constants() -> dict[str, Constant]:
 def fitted() -> Mapping[str, float]:
     """What the published measurements say; a constant that none of them concerns stays at its prior."""
     values = {name: constant.start for name, constant in constants().items()}
-    return values | tomllib.loads(_text("fitted.toml")).get("constants", {})
+    return values | convert(tomllib.loads(_text("fitted.toml")).get("constants", {}), dict[str, float])
 
 
 def _text(filename: str) -> str:

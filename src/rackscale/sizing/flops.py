@@ -12,8 +12,8 @@ from rackscale.sizing.work import feed_work, head_work, mixer_work
 def flops_per_token(model: Model, tokens: int, *, trains_all: bool = True) -> float:
     """Forward and backward, per token of a sequence of `tokens`.
 
-    Two per weight and token forward and four backward (two where adapters alone are trained), and causal attention's own
-    products, only the pairs that are computed. Nothing that is computed again counts: this is what MFU divides
+    Two per weight and token forward and four backward (two where adapters alone are trained), and causal attention's
+    own products, only the pairs that are computed. Nothing that is computed again counts: this is what MFU divides
     (arXiv:2204.02311, appendix B, which counts all pairs; vendors differ by up to 5 % on one model).
     """
     at = Layouts.of([Layout(gpus=1)], global_batch=1, tokens=tokens, domain=1)

@@ -19,7 +19,8 @@ from rackscale import catalog, models
 from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
 from rackscale.models.description import Model
 from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
-from rackscale.sizing.memory import TIGHT, memory as memory_of
+from rackscale.sizing.memory import TIGHT
+from rackscale.sizing.memory import memory as memory_of
 from rackscale.sizing.recipe import NEWEST, Family, Precision, Recipe, Task
 from rackscale.sizing.segments import domain_gpus
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 from msgspec.structs import replace
 
 from rackscale.models import prediction_layer
@@ -56,7 +57,7 @@ def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
     fsdp = at.sharding == 3
     width = np.minimum(at.shard * np.where(fsdp, 1.0, at.cp), ranks)
 
-    def divided(sharded: Array) -> Array:
+    def divided(sharded: npt.NDArray[np.bool_]) -> Array:
         return np.where(sharded, own / width + routed / np.minimum(width, expert_ranks), own + routed)
 
     weights, gradients, states = divided(fsdp), divided(at.sharding >= 2), divided(at.sharding >= 1)

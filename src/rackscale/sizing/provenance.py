@@ -22,6 +22,7 @@ class Input(Struct, frozen=True, kw_only=True):
 def inputs(
     model: Model,
     recipe: Recipe,
+    *,
     failures_per_gpu_hour: float,
     checkpoint_s: float,
     restart_s: float,

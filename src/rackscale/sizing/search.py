@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 
 import numpy as np
+import numpy.typing as npt
 
 from rackscale.models.description import Attention, Experts, LatentAttention, Model
 from rackscale.sizing.constants import fitted, roles
@@ -44,8 +45,8 @@ class Priced:
     layouts: Layouts
     step: Step
     memory: Memory
-    fits: Array
-    order: Array
+    fits: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.intp]
 
 
 def factors(recipe: Recipe, *, experts: Experts | None, values: dict[str, float] | None = None) -> Factors:
@@ -151,7 +152,7 @@ def price(model: Model, at: Layouts, recipe: Recipe, *, values: dict[str, float]
     steps = step(parts(model, at, recipe), at, by, years=years, dense=dense)
     needs = memory(model, at, recipe)
     room = recipe.hardware.accelerator.hbm_bytes
-    fits = needs.total <= (np.inf if room is None else room)
+    fits = np.asarray(needs.total <= (np.inf if room is None else room))
     return Priced(
         layouts=at,
         step=steps,

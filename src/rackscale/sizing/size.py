@@ -8,8 +8,8 @@ import numpy as np
 from msgspec import Struct
 
 from rackscale.models.description import Model
+from rackscale.sizing import bands
 from rackscale.sizing.advice import advice
-from rackscale.sizing.bands import band
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.flops import flops_per_token
 from rackscale.sizing.goodput import Goodput, goodput
@@ -113,8 +113,9 @@ def size(
     per_token = flops_per_token(model, tokens, trains_all=recipe.task != "lora")
     peak = recipe.peak_flop_per_s
     costs = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
+    bounds = bands.band(recipe, experts=experts_of(model) is not None)
     best = tuple(
-        _candidate(priced, int(place), recipe, experts_of(model) is not None, per_token, peak, costs)
+        _candidate(priced, int(place), recipe, band=bounds, mfu=per_token / peak, usd=costs)
         for place in priced.order[:top]
     )
     good = goodput(
@@ -141,31 +142,32 @@ def size(
         run_tokens=run_tokens,
         run_s=run_s,
         run_usd=None if run_s is None or costs is None else run_s / 3600.0 * gpus * costs,
-        inputs=inputs(model, recipe, failures_per_gpu_hour, checkpoint_s, restart_s, usd_per_gpu_hour),
+        inputs=inputs(
+            model,
+            recipe,
+            failures_per_gpu_hour=failures_per_gpu_hour,
+            checkpoint_s=checkpoint_s,
+            restart_s=restart_s,
+            usd_per_gpu_hour=usd_per_gpu_hour,
+        ),
     )
 
 
 def _candidate(
-    priced: Priced,
-    place: int,
-    recipe: Recipe,
-    experts: bool,
-    per_token: float,
-    peak: float,
-    usd: float | None,
+    priced: Priced, place: int, recipe: Recipe, *, band: tuple[float, float], mfu: float, usd: float | None
 ) -> Candidate:
+    """`mfu`: of one token per second and GPU."""
     at = priced.layouts
     seconds = float(priced.step.seconds[place])
     speed = float(at.global_batch[place] * at.tokens[place] / (seconds * at.gpus[place]))
-    low, high = band(recipe, experts=experts)
     layout = layout_of(at, place)
     return Candidate(
         layout=layout,
         step_s=seconds,
-        low_s=seconds * low,
-        high_s=seconds * high,
+        low_s=seconds * band[0],
+        high_s=seconds * band[1],
         tokens_per_s_per_gpu=speed,
-        mfu=speed * per_token / peak,
+        mfu=speed * mfu,
         seconds={f.name: float(getattr(priced.step, f.name)[place]) for f in fields(Step)},
         exposed_s=float(priced.step.exposed[place]),
         bytes={f.name: float(getattr(priced.memory, f.name)[place]) for f in fields(Memory)},
