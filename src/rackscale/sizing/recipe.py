@@ -18,6 +18,8 @@ Optimizer: TypeAlias = Literal["adamw", "muon", "sgd"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FAMILIES: tuple[Family, ...] = get_args(Family)
+TASKS: tuple[Task, ...] = get_args(Task)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 NEWEST = 2026.6
 """Year of the newest software that the calibration has seen."""
 
