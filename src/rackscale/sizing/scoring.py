@@ -119,8 +119,7 @@ class Calibrated(Struct, frozen=True, kw_only=True):
 def calibrate(path: Path) -> Calibrated:
     """Fits to all rows but one in five, measures on those, then fits to all.
 
-    The published constants are where it starts and what it stays near: half their spread (constants.toml) is the
-    prior's. Raises DocumentError for a file with too few rows, ExecutorError without SciPy.
+    The published constants are where it starts and what it stays near, by their spreads (constants.toml). Raises DocumentError for a file with too few rows, ExecutorError without SciPy.
     """
     rows, unread = read(path)
     if len(rows) < FEWEST:
@@ -129,8 +128,8 @@ def calibrate(path: Path) -> Calibrated:
     problem = calibration.problem(rows)
     held = np.arange(len(rows)) % HELD_BACK == HELD_BACK - 1
     published = dict(fitted())
-    seen = calibration.fit(problem.take(~held), start=published, spread=0.5)
-    values = calibration.fit(problem, start=published, spread=0.5)
+    seen = calibration.fit(problem.take(~held), start=published, reruns=False)
+    values = calibration.fit(problem, start=published, reruns=False)
 
     def ratio(constants: Mapping[str, float]) -> Array:
         predicted = problem.predict(calibration.logs_of(constants)).seconds
