@@ -26,8 +26,13 @@ ENGINES = {
     "transformers",
     "vllm",
 }
-NEED_ENGINES = (SOURCE / "programs", SOURCE / "runtime" / "ray")
-"""What runs inside a gang, and the executor that is made of an engine."""
+NEED_ENGINES = (
+    SOURCE / "programs",
+    SOURCE / "runtime" / "ray",
+    SOURCE / "kernels",
+    SOURCE / "collectives",
+)
+"""What runs inside a gang, the executor that is made of an engine, and the array programs of sizing (numpy)."""
 
 
 def name_of(module: Path) -> str:

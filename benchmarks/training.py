@@ -1,0 +1,178 @@
+"""How well sizing predicts measured training steps, and how fast: errors held out, ranking, memory, search speed.
+
+    python -m benchmarks.training                 what README and docs/explanation/scorecard.md quote
+    python -m benchmarks.training --fit           fits the constants anew and writes src/rackscale/sizing/fitted.toml
+    python -m benchmarks.training --speed         layouts per second, and a whole answer with start-up
+
+Reads ../shared/data/training/measured.csv, or the file that --data names. Needs SciPy (the extra "calibrate").
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rackscale import models
+from rackscale.sizing import bands, calibration
+from rackscale.sizing.calibration import Errors, Problem
+from rackscale.sizing.layout import Array
+from rackscale.sizing.measurements import Measurement, groups, read
+from rackscale.sizing.memory import memory
+from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.search import candidates, price
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared/data/training/measured.csv"
+FITTED = ROOT / "src/rackscale/sizing/fitted.toml"
+HELD: dict[str, Callable[[Measurement], str]] = {
+    "model": lambda row: row.model.name,
+    "system": lambda row: row.recipe.system,
+    "source": lambda row: row.source,
+}
+"""What is left out together."""
+
+
+def line(name: str, e: Errors) -> str:
+    return f"{name:34} {e.rows:5} {e.median:8.1%} {e.p90:8.1%} {e.worst:8.1%} {e.bias:+8.1%}"
+
+
+def fit(rows: list[Measurement]) -> None:
+    """Writes the constants of all rows, and the bands of rows held out by model."""
+    problem = calibration.problem(rows)
+    values = calibration.fit(problem)
+    ratio = calibration.held_out(problem, HELD["model"])
+    text = [
+        "# Written by `python -m benchmarks.training --fit`. Meanings, ranges and priors: constants.toml.",
+        f"# {len(rows)} measured steps; bands are measured / predicted, 10th and 90th percentile, held out by model.",
+        "",
+        "[constants]",
+        *(f'"{name}" = {value:.4g}' for name, value in values.items()),
+        "",
+        "[bands]",
+    ]
+    for name, places in groups(rows, lambda row: bands.key(row.recipe, experts=calibration.has_experts(row))):
+        if len(places) >= 8:
+            low, high = np.quantile(1.0 / ratio[places], [0.1, 0.9])
+            text.append(f'"{name}" = [{low:.3f}, {high:.3f}]')
+    FITTED.write_text("\n".join(text) + "\n", "utf-8")
+
+
+def errors(rows: list[Measurement], problem: Problem) -> None:
+    ratio = problem.predict(calibration.published()).seconds / problem.seconds
+    full = np.array([row.complete for row in rows])
+    print(f"{'':34} {'rows':>5} {'median':>8} {'p90':>8} {'worst':>8} {'bias':>8}")
+    print(line("seen, all", calibration.errors(ratio)))
+    for name, key in HELD.items():
+        held = calibration.held_out(problem, key)
+        print(line(f"held out by {name}", calibration.errors(held)))
+        print(line(f"held out by {name}, complete", calibration.errors(held[full])))
+        if name == "model":
+            tables(rows, held)
+
+
+def tables(rows: list[Measurement], ratio: Array) -> None:
+    for title, key in (
+        ("system", lambda row: row.recipe.system),
+        ("family", lambda row: row.model.family),
+        ("precision", lambda row: row.recipe.precision),
+    ):
+        print(f"  by {title}, held out by model")
+        for name, e in calibration.table(rows, ratio, key):
+            print("  " + line(name, e))
+
+
+def ranking(rows: list[Measurement], problem: Problem) -> None:
+    """Groups of layouts of one model in one setting: is the measured best among our first three, and what is lost?"""
+    predicted = problem.predict(calibration.published()).seconds
+    first, lost = [], []
+    for _, places in groups(
+        rows,
+        lambda row: repr(
+            (
+                row.source,
+                row.label,
+                row.recipe,
+                row.layout.gpus,
+                row.global_batch,
+                row.tokens,
+                row.model.depth,
+            )
+        ),
+    ):
+        if len({str(rows[i].layout) for i in places}) < 2:
+            continue
+        order = sorted(places, key=lambda i: predicted[i])
+        best = min(places, key=lambda i: rows[i].seconds)
+        first.append(best in order[:3])
+        lost.append(rows[order[0]].seconds / rows[best].seconds - 1.0)
+    print(
+        f"ranking: {len(first)} groups of two layouts or more; measured best in our top 3: {np.mean(first):.0%};"
+        f" lost by our top 1: median {np.median(lost):.1%}, mean {np.mean(lost):.1%}, worst {max(lost):.1%}"
+    )
+
+
+def remembered(rows: list[Measurement]) -> None:
+    """No layout that ran may be called out of memory; where the table states the peak, how far off is ours?"""
+    over, off = [], []
+    for row in rows:
+        at = calibration.problem([row]).layouts
+        need = float(memory(row.model, at, row.recipe).total[0])
+        room = row.recipe.hardware.accelerator.hbm_bytes
+        if room is not None and need > room:
+            over.append(f"{row.row} {row.label} {row.layout}: {need / 1e9:.0f} GB of {room / 1e9:.0f}")
+        if row.memory_bytes is not None:
+            off.append(need / row.memory_bytes)
+    print(f"memory: {len(over)} of {len(rows)} layouts that ran are called out of memory")
+    for text in over[:40]:
+        print("  " + text)
+    if off:
+        print("  " + line("stated peaks", calibration.errors(np.array(off))))
+
+
+def speed() -> None:
+    model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72", precision="fp8")
+    began = time.process_time()
+    count = 0
+    while time.process_time() - began < 3.0:
+        at = candidates(model, gpus=2304, global_batch=2304, tokens=8192, domain=64)
+        price(model, at, recipe)
+        count += len(at)
+    spent = time.process_time() - began
+    print(f"search: {count / spent:,.0f} layouts per second on one core ({len(at):,} in one search)")
+    command = [sys.executable, "-c", "from rackscale.cli import main; main()", "size", "llama3.1-405b", "--train"]
+    command += ["--system", "u-p6e-gb300x72", "--gpus", "2304"]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    print(f"whole answer, 405B on 2,304 GPUs, with start-up: {time.perf_counter() - began:.2f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    args = parser.parse_args()
+    if args.speed:
+        speed()
+        return
+    rows, unread = read(args.data)
+    print(f"{args.data.name}: {len(rows)} rows read, {len(unread)} not")
+    if args.fit:
+        fit(rows)
+        return
+    problem = calibration.problem(rows)
+    errors(rows, problem)
+    ranking(rows, problem)
+    remembered(rows)
+
+
+if __name__ == "__main__":
+    main()

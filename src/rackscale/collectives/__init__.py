@@ -1,0 +1,9 @@
+"""How long a collective takes on a network of two tiers: NVLink inside a domain, a fabric between domains.
+
+Every function is an array program: each argument may be a float64 array, and they broadcast.
+"""
+
+from rackscale.collectives.tiers import Network, Tier, network
+from rackscale.collectives.times import KINDS, Array, Kind, Number, seconds
+
+__all__ = ["KINDS", "Array", "Kind", "Network", "Number", "Tier", "network", "seconds"]

@@ -1,0 +1,359 @@
+"""Measured steps from a CSV file: each row as a model, a layout and a recipe, or the reason why it can't be read."""
+
+from __future__ import annotations
+
+import csv
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from rackscale import catalog, models
+from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
+from rackscale.models.description import Model
+from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
+from rackscale.sizing.memory import TIGHT
+from rackscale.sizing.memory import memory as memory_of
+from rackscale.sizing.recipe import NEWEST, Family, Precision, Recipe, Task
+from rackscale.sizing.segments import domain_gpus
+
+T = TypeVar("T")
+
+NEEDED = ("system", "model", "num_gpus", "global_batch_size", "seq_len")
+"""Columns without which no row can be read."""
+
+
+PACKED_TOKENS = 512.0
+"""Assumed mean length of the documents that NeMo's fine-tuning recipes pack (SQuAD)."""
+
+
+OFFLOADED = 0.6
+"""Assumed share of layers whose activations are offloaded where a table leaves that open."""
+
+
+class Measurement(Struct, frozen=True, kw_only=True):
+    """One measured step."""
+
+    row: str
+    """`row_id`, or the line of the file."""
+    source: str
+    model: Model
+    label: str
+    """The model as the table names it."""
+    layout: Layout
+    recipe: Recipe
+    global_batch: int
+    tokens: int
+    """Per sequence."""
+    domain: int
+    """GPUs of the job in one NVLink domain."""
+    seconds: float
+    """Of the step, as measured."""
+    memory_bytes: float | None
+    assumed: tuple[str, ...]
+    """Columns that the table leaves open, and that matter."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the table says everything that the model needs."""
+        return not self.assumed
+
+
+class Unread(Struct, frozen=True, kw_only=True):
+    """A row that can't be used, and why."""
+
+    row: str
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class _Fields:
+    """One row of the table, asked for by name; what is missing or odd is collected."""
+
+    values: Mapping[str, str]
+    reasons: list[str]
+    assumed: list[str]
+
+    def text(self, name: str) -> str:
+        return (self.values.get(name) or "").strip()
+
+    def number(self, name: str, default: float | None = None, *, matters: bool = False) -> float | None:
+        text = self.text(name)
+        if not text:
+            if matters:
+                self.assumed.append(name)
+            return default
+        try:
+            return float(text)
+        except ValueError:
+            self.reasons.append(f"{name}: {text!r} is not a number")
+            return default
+
+    def count(self, name: str, default: int | None = None, *, matters: bool = False) -> int:
+        value = self.number(name, default, matters=matters)
+        if value is None:
+            self.reasons.append(f"{name} is missing")
+            return 1
+        if value < 1 or value != int(value):
+            self.reasons.append(f"{name}: {value:g} is not a whole number of at least 1")
+            return 1
+        return int(value)
+
+    def known(self, name: str, words: Mapping[str, T], default: str | None = None) -> T | None:
+        text = self.text(name) or (default or "")
+        if text.lower() in words:
+            return words[text.lower()]
+        hint = did_you_mean(text.lower(), words)
+        self.reasons.append(f"{name}: {text!r} is unknown" + (f" ({hint})" if hint else ""))
+        return None
+
+
+@cache
+def _columns() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(resources.files(__package__).joinpath("columns.toml").read_text("utf-8"))
+
+
+def read(path: Path) -> tuple[list[Measurement], list[Unread]]:
+    """Every row of `path`. Raises DocumentError where the file itself is unusable."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError([f"{path}: {error}"]) from error
+    rows = csv.DictReader(text.splitlines())
+    names = rows.fieldnames or []
+    missing = [name for name in NEEDED if name not in names]
+    if missing:
+        raise DocumentError(
+            f"{path}:1: there is no column {name!r}"
+            + (f" ({hint})" if (hint := did_you_mean(name, names)) else "")
+            for name in missing
+        )
+    good: list[Measurement] = []
+    bad: list[Unread] = []
+    for values in rows:
+        line = rows.line_num
+        row = (values.get("row_id") or "").strip() or f"line {line}"
+        fields = _Fields(values, [], [])
+        found = _measurement(row, fields)
+        if found is None or fields.reasons:
+            bad.append(Unread(row=row, line=line, reason="; ".join(fields.reasons)))
+        else:
+            good.append(found)
+    return good, bad
+
+
+def _measurement(row: str, of: _Fields) -> Measurement | None:
+    words = _columns()
+    known = {**{s.name: s.name for s in catalog.systems()}, **words["systems"]}
+    system = of.known("system", known)
+    precision: Precision | None = of.known("precision", words["precisions"], "bf16")
+    model = _model(of)
+    gpus, batch, tokens = of.count("num_gpus"), of.count("global_batch_size"), of.count("seq_len")
+    layout = _layout(of, model, gpus, batch, system)
+    if system is None or precision is None or model is None or of.reasons:
+        return None
+    recipe = _recipe(of, system, precision)
+    seconds = _seconds(of, gpus, batch, tokens)
+    if seconds is None:
+        of.reasons.append("neither step_time_s nor tokens_per_s_per_gpu is given")
+        return None
+    stated = of.number("memory_gib")
+    near = domain_gpus(system, gpus)
+    if of.text("recompute") in {"", "selective"}:
+        layout = _least_recompute(model, layout, recipe, batch, tokens)
+    return Measurement(
+        row=row,
+        source=of.text("source_id") or of.text("source"),
+        model=model,
+        label=of.text("model"),
+        layout=layout,
+        recipe=recipe,
+        global_batch=batch,
+        tokens=tokens,
+        domain=near,
+        seconds=seconds,
+        memory_bytes=None if stated is None else stated * 2**30,
+        assumed=tuple(of.assumed),
+    )
+
+
+def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
+    """Where a table leaves open what was kept: all of it if that fits in memory.
+
+    Else activations wait in host memory where it is as near as Grace's, or everything is computed again.
+    """
+    at = Layouts.of([layout], global_batch=batch, tokens=tokens, domain=layout.gpus)
+    room = recipe.hardware.accelerator.hbm_bytes
+    if room is None or float(memory_of(model, at, recipe).total[0]) <= room * (1.0 + TIGHT):
+        return layout
+    if recipe.chip in {"GB200", "GB300"}:
+        return msgspec.structs.replace(layout, offload=OFFLOADED)
+    return msgspec.structs.replace(layout, recompute=FULL)
+
+
+def _model(of: _Fields) -> Model | None:
+    name = of.text("model")
+    try:
+        found = models.model(name)
+    except (UnknownNameError, DocumentError) as error:
+        hint = getattr(error, "hint", None)
+        of.reasons.append(f"model: {error}" + (f" ({hint})" if hint else ""))
+        return None
+    if "w/o MTP" in of.text("notes"):
+        found = msgspec.structs.replace(found, mtp_layers=0)
+    layers = of.number("layers")
+    if layers is None or int(layers) == found.depth:
+        return found
+    return shortened(found, int(layers))
+
+
+def shortened(model: Model, depth: int) -> Model:
+    """`model` with `depth` layers, of each kind in proportion: the proxies that vendors measure."""
+    share, left, kinds = depth / model.depth, depth, []
+    for place, kind in enumerate(model.layers):
+        rest = len(model.layers) - place - 1
+        count = left if not rest else min(max(round(kind.count * share), 1), left - rest)
+        left -= count
+        kinds.append(msgspec.structs.replace(kind, count=count))
+    return msgspec.structs.replace(model, layers=tuple(k for k in kinds if k.count > 0), parameters=None)
+
+
+def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str | None) -> Layout:
+    tp, pp, cp = of.count("tp"), of.count("pp"), of.count("cp", 1)
+    degree = tp * pp * cp
+    if gpus % degree:
+        of.reasons.append(f"num_gpus: {gpus} is not a multiple of tp x pp x cp = {degree}")
+    dp = max(gpus // degree, 1)
+    micro = of.count("micro_batch_size", 1, matters=batch > dp)
+    if batch % dp:
+        of.reasons.append(f"global_batch_size: {batch} is not a multiple of {dp} data-parallel replicas")
+    elif batch // dp % micro:
+        of.reasons.append(
+            f"micro_batch_size: {batch // dp} sequences per replica are not a multiple of {micro}"
+        )
+    sharding, shard = _sharding(of.text("dp_type"), system)
+    # Megatron's own default divides experts as the rest is; Megatron Bridge's recipes, since 2025, don't
+    ep = of.count("ep", 1)
+    etp = of.count("etp", tp if _year(of.text("source_date")) < 2025.4 else 1)
+    virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)
+    return Layout(
+        gpus=gpus,
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        ep=ep,
+        etp=etp if ep > 1 else 1,
+        virtual=virtual if pp > 1 else 1,
+        micro_batch=micro,
+        sharding=sharding,
+        shard=shard,
+        recompute=_recompute(of),
+        offload=_offload(of),
+    )
+
+
+def _deepest(model: Model | None, pp: int) -> int:
+    """Chunks per stage that a table leaves open: as many as there are layers in a stage, if stages are alike."""
+    depth = 1 if model is None else model.depth
+    return depth // pp if depth % pp == 0 else 1
+
+
+def _sharding(text: str, system: str | None) -> tuple[Sharding, int]:
+    words = text.lower()
+    group = re.search(r"group=(\d+)", words)
+    if "shard_grad_op" in words:
+        return "zero2", 0
+    if words.startswith("hsdp"):
+        return "fsdp", 8 if system is None else catalog.system(system).gpus
+    if words.startswith(("fsdp", "zero3")):
+        return "fsdp", int(group[1]) if group else 0
+    if words.startswith("none"):
+        return "none", 0
+    return "zero2" if words.startswith("zero2") else "zero1", 0
+
+
+def _recompute(of: _Fields) -> frozenset[str]:
+    text = of.text("recompute").lower()
+    if not text:
+        return frozenset()
+    found: set[str] = set()
+    known = _columns()["recompute"]
+    for word in re.split(r"[:+() ,;]+", text.split(")")[0]):
+        if word in known and not (word == "selective" and re.search(r"selective[:(]", text)):
+            found |= set(known[word])
+    if found == {"attention"} and "torchtitan" in of.text("framework").lower():
+        # torchtitan's selective recompute keeps attention, and computes every other product again
+        found = set(known["per-op"])
+    if not found and not text.startswith("none"):
+        of.reasons.append(f"recompute: {text!r} is unknown; say none, full or selective:MODULE+MODULE")
+    return frozenset(found)
+
+
+def _offload(of: _Fields) -> float:
+    found = re.search(r"(\d+)\s*layers", of.text("offload"))
+    return 0.0 if found is None else min(int(found[1]) / 80.0, 1.0)
+
+
+def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
+    family = _family(of)
+    task = of.text("task") or "pretrain"
+    nic = of.number("nic_gbps_per_gpu")
+    return Recipe(
+        system=system,
+        precision=precision,
+        task=_one_of(task, ("pretrain", "sft", "lora"), of),
+        family=family,
+        year=_year(of.text("source_date")),
+        graphs="none" not in of.text("cuda_graph"),
+        nic_bits_per_s=None if nic is None else nic * 1e9,
+        overlaps_tp="tp_overlap=none" not in of.text("comm_overlap"),
+        document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
+        gradient_bytes=4.0 if family in {"torch", "composer", "plain"} else 2.0,
+    )
+
+
+def _family(of: _Fields) -> Family:
+    words = _columns()["families"]
+    framework = of.text("framework").lower()
+    return next((words[word] for word in words if word.lower() in framework), "megatron")
+
+
+def _one_of(text: str, tasks: tuple[Task, ...], of: _Fields) -> Task:
+    for task in tasks:
+        if task == text:
+            return task
+    of.reasons.append(f"task: {text!r} is none of {', '.join(tasks)}")
+    return "pretrain"
+
+
+def _year(text: str) -> float:
+    found = re.match(r"(\d{4})(?:-(\d{2}))?", text)
+    if found is None:
+        return NEWEST
+    return int(found[1]) + (int(found[2] or 7) - 0.5) / 12.0
+
+
+def _seconds(of: _Fields, gpus: int, batch: int, tokens: int) -> float | None:
+    seconds = of.number("step_time_s")
+    if seconds is not None and seconds > 0:
+        return seconds
+    speed = of.number("tokens_per_s_per_gpu")
+    if speed is not None and speed > 0:
+        return batch * tokens / (speed * gpus)
+    return None
+
+
+def groups(rows: list[Measurement], key: Callable[[Measurement], str]) -> Iterator[tuple[str, list[int]]]:
+    """Places of rows by key, in order of first appearance."""
+    found: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault(key(row), []).append(place)
+    yield from found.items()

@@ -1,0 +1,353 @@
+"""What the parts of a step take at nominal speed, before calibration: seconds by class of kernel and of message.
+
+`parts` prices the counts of work.py with the kernel curves and the network; it knows no framework. step.py puts the
+parts together. All arrays have one entry per layout; per micro-batch unless the name says step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+
+from rackscale import collectives, kernels
+from rackscale.collectives import Kind
+from rackscale.models import prediction_layer
+from rackscale.models.description import Model
+from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layouts
+from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
+from rackscale.sizing.work import BF16, Product, Work, feed_work, head_work, mixer_work, tokens_of
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """Seconds of an average stage's layers for one micro-batch, forward (f) and backward (b), and per step."""
+
+    low_f: Array
+    """Products in the recipe's low precision."""
+    low_b: Array
+    high_f: Array
+    """Products that stay in BF16."""
+    high_b: Array
+    grouped_f: Array
+    grouped_b: Array
+    core_f: Array
+    """Attention's own products."""
+    core_b: Array
+    scan_f: Array
+    scan_b: Array
+    moved_f: Array
+    """Memory-bound kernels."""
+    moved_b: Array
+    cast_f: Array
+    """Quantisation of inputs."""
+    cast_b: Array
+    cast_experts: Array
+    """Quantisation of what experts work on, both ways."""
+    routing_f: Array
+    """Permuting tokens for experts and back."""
+    routing_b: Array
+    again_low: Array
+    """Computed again going backward."""
+    again_grouped: Array
+    again_core: Array
+    again_moved: Array
+    kernels_f: Array
+    """Kernels launched: a count."""
+    kernels_b: Array
+    kernels_experts: Array
+    """Launched for one expert at a time, both ways: no graph holds them where tokens per expert vary."""
+    head_f: Array
+    head_b: Array
+    tp_f: Array
+    tp_b: Array
+    tp_bare: Array
+    """Of layers whose products can't hide them, both ways."""
+    ring_f: Array
+    ring_b: Array
+    ep_f: Array
+    ep_b: Array
+    hop: Array
+    """One activation passed to the next stage."""
+    gather: Array
+    """FSDP: all parameters of a stage gathered once."""
+    scatter: Array
+    """FSDP: all gradients of a stage scattered once."""
+    step_reduce: Array
+    """Gradients of a stage reduced once per step."""
+    step_gather: Array
+    """Updated parameters gathered once per step."""
+    step_update: Array
+    """The optimizer's pass over its states."""
+    layers: Array
+    """Layers of the slowest stage, over the average."""
+    head_share: Array
+    """How much of the head adds to the slowest stage."""
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Parts:
+        """Some entries."""
+        return Parts(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
+
+
+def parts(model: Model, at: Layouts, recipe: Recipe) -> Parts:
+    """The parts of a step of `model`, with `recipe`, on the recipe's system."""
+    zero = np.zeros(len(at))
+    pricer = _Pricer(model, at, recipe, Parts(**{f.name: zero.copy() for f in fields(Parts)}))
+    layers = list(model.layers)
+    if model.mtp_layers:
+        layers.append(replace(prediction_layer(model), count=model.mtp_layers))
+    for kind in layers:
+        if kind.mixer is not None:
+            pricer.layer(mixer_work(model, kind.mixer, at), kind.count / at.pp)
+        if kind.feed is not None:
+            pricer.layer(feed_work(model, kind.feed, at), kind.count / at.pp)
+    pricer.head()
+    pricer.hops()
+    pricer.step()
+    pricer.stages()
+    return pricer.total
+
+
+class _Pricer:
+    """Adds up seconds in `total`, and the parameters on a GPU: `own`, and `routed` for those of experts."""
+
+    def __init__(self, model: Model, at: Layouts, recipe: Recipe, total: Parts) -> None:
+        self.model, self.at, self.recipe, self.total = model, at, recipe, total
+        self.again = dict(zip(MODULES, at.again, strict=True))
+        vocabulary = (2.0 - model.tied_embeddings) * model.vocab * model.hidden
+        self.own: Array = vocabulary / at.tp / at.pp
+        self.routed: Array = np.zeros(len(at))
+
+    def layer(self, work: Work, count: Array) -> None:
+        """`count` layers' part of an average stage."""
+        total = self.total
+        self.own = self.own + work.plain * count
+        for product in work.products:
+            self.product(product, count)
+        self.cores(work, count)
+        self.moved(work, count)
+        total.kernels_f += count * work.kernels
+        total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + self.at.full / 2.0)
+        total.kernels_experts += 3.0 * count * work.expert_kernels * (2.0 if self.recipe.is_low else 1.0)
+        self.tensor_messages(work, count)
+        self.context_messages(work, count)
+        self.expert_messages(work, count)
+
+    def redone(self, module: str) -> Array:
+        """Where it is computed again."""
+        return np.maximum(self.at.full, self.again.get(module, 0.0))
+
+    def bytes_seconds(self, nbytes: Array | float) -> Array:
+        return kernels.memory_seconds(nbytes=nbytes, chip=self.recipe.chip)
+
+    def product(self, p: Product, count: Array) -> None:
+        """Forward, and the gradients of its input and, where weights are trained, of its weights."""
+        total, both = self.total, self.recipe.backward_products > 1
+        low = p.low and self.recipe.is_low
+        precision = self.recipe.products if low else "bf16"
+        forward = count * self._product(p.m, p.n, p.k, p.groups, precision)
+        back = count * self._product(p.m, p.k, p.n, p.groups, precision)
+        if both:
+            back = back + count * (
+                self._product(p.n, p.k, p.m, None, precision)
+                if p.groups is None
+                else self._product(p.m, p.k, p.n, p.groups, precision)
+            )
+        if p.groups is not None:
+            self.routed = self.routed + p.weights * count
+            total.grouped_f += forward
+            total.grouped_b += back
+            total.again_grouped += forward * self.redone(p.module)
+        else:
+            self.own = self.own + p.weights * count
+            total.again_low += forward * self.redone(p.module)
+            if low:
+                total.low_f += forward
+                total.low_b += back
+            else:
+                total.high_f += forward
+                total.high_b += back
+        if low:
+            self.casts(p, count)
+
+    def _product(self, m: Array, n: Array, k: Array, groups: Array | None, precision: str) -> Array:
+        chip = self.recipe.chip
+        if groups is None:
+            return kernels.gemm_seconds(m=m, n=n, k=k, chip=chip, precision=precision)
+        return kernels.grouped_gemm_seconds(groups=groups, m=m, n=n, k=k, chip=chip, precision=precision)
+
+    def casts(self, p: Product, count: Array) -> None:
+        """Inputs and gradients of outputs are read in BF16 and written twice: as they are, and transposed."""
+        each = BF16 + 2.0 * self.recipe.product_bytes
+        rows = count * p.m * (1.0 if p.groups is None else p.groups)
+        if p.groups is not None:
+            self.total.cast_experts += self.bytes_seconds(rows * (p.k + p.n) * each)
+        else:
+            self.total.cast_f += self.bytes_seconds(rows * p.k * each)
+            self.total.cast_b += self.bytes_seconds(rows * p.n * each)
+
+    def cores(self, work: Work, count: Array) -> None:
+        """Attention, and the chunks of state-space and linear attention."""
+        total, at, recipe = self.total, self.at, self.recipe
+        for core in work.cores:
+            whole = kernels.attention_seconds(
+                tokens_q=at.document,
+                tokens_kv=at.document,
+                heads=core.heads,
+                head_dim=(core.key_dim + core.value_dim) / 2.0,
+                causal=True,
+                batch=at.micro_batch * at.tokens / at.document,
+                chip=recipe.chip,
+            )
+            # a window or a rank's part of the context computes its share of the pairs
+            seconds = count * whole * core.pairs / (at.micro_batch * at.tokens * at.document / 2.0)
+            total.core_f += seconds
+            total.core_b += (
+                2.5 * seconds
+            )  # flash attention's backward has five products, the scores among them again
+            total.again_core += seconds * self.redone("attention")
+        scan = count * (work.scan_flops / recipe.peak_bf16 + self.bytes_seconds(work.scan_bytes))
+        total.scan_f += scan
+        total.scan_b += 2.5 * scan + scan * self.redone("attention")
+
+    def moved(self, work: Work, count: Array) -> None:
+        """Memory-bound kernels; what has no module, in a layer of experts, is the routing of tokens."""
+        total = self.total
+        for module, nbytes in work.moved.items():
+            seconds = count * self.bytes_seconds(nbytes)
+            if module == "" and not isinstance(work.routed, float):
+                total.routing_f += seconds
+                total.routing_b += seconds
+            else:
+                total.moved_f += seconds
+                total.moved_b += 1.6 * seconds
+            total.again_moved += seconds * self.redone(module)
+        if self.recipe.year < FUSED_EXPERTS:
+            apart = count * self.bytes_seconds(work.unfused)
+            total.moved_f += apart
+            total.moved_b += 2.0 * apart
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def message(self, kind: Kind, nbytes: Array, ranks: Array, local: Array) -> Array:
+        return collectives.seconds(kind, nbytes=nbytes, ranks=ranks, local=local, network=self.recipe.network)
+
+    def tensor_messages(self, work: Work, count: Array) -> None:
+        """Sequence parallelism, arXiv:2205.05198: gathered before a part, scattered after it, and back."""
+        if not work.sums:
+            return
+        at, total = self.at, self.total
+        hidden = tokens_of(at) * self.model.hidden * BF16
+        local = np.minimum(at.tp, at.domain)
+        gather = self.message("all_gather", hidden, at.tp, local)
+        scatter = self.message("reduce_scatter", hidden, at.tp, local)
+        forward = count * work.sums * (gather + scatter)
+        back = count * work.sums * (2.0 * gather + scatter + at.full * (gather + scatter))
+        if work.hides:
+            total.tp_f += forward
+            total.tp_b += back
+        else:
+            total.tp_bare += forward + back
+
+    def context_messages(self, work: Work, count: Array) -> None:
+        """Keys and values pass every rank of the ring, and their gradients with them going back."""
+        if isinstance(work.ring, float):
+            return
+        at = self.at
+        local = np.clip(at.domain / at.tp, 1.0, at.cp)
+        passed = count * self.message("all_gather", work.ring * at.cp, at.cp, local)
+        self.total.ring_f += passed
+        self.total.ring_b += 2.0 * passed
+
+    def expert_messages(self, work: Work, count: Array) -> None:
+        """Tokens go to their experts and come back; so do gradients."""
+        if isinstance(work.routed, float):
+            return
+        at = self.at
+        local = np.clip(at.domain / at.etp, 1.0, at.ep)
+        # NCCL counts an all-to-all's bytes with the share that a rank keeps
+        nbytes = work.routed * at.ep / np.maximum(at.ep - 1.0, 1.0)
+        sent = count * self.message("all_to_all", nbytes, at.ep, local)
+        self.total.ep_f += 2.0 * sent
+        self.total.ep_b += (2.0 + at.full) * sent
+
+    def hops(self) -> None:
+        """Between stages: a stage's replicas fill whole domains before the next stage begins (Megatron's order)."""
+        at = self.at
+        nbytes = tokens_of(at) / at.tp * self.model.hidden * BF16
+        local = np.where(at.gpus / at.pp * 2.0 <= at.domain, 2.0, 1.0)
+        hop = self.message("point_to_point", nbytes, np.full(len(at), 2.0), local)
+        self.total.hop += np.where(at.pp > 1, hop, 0.0)
+
+    # -- once per step -----------------------------------------------------------------------------------------------
+
+    def head(self) -> None:
+        total, work = self.total, head_work(self.model, self.at)
+        for p in work.products:
+            total.head_f += self._product(p.m, p.n, p.k, None, "bf16")
+            total.head_b += self._product(p.m, p.k, p.n, None, "bf16")
+            if self.recipe.backward_products > 1:
+                total.head_b += self._product(p.n, p.k, p.m, None, "bf16")
+        seconds = self.bytes_seconds(work.moved[""])
+        total.head_f += seconds
+        total.head_b += seconds
+
+    def step(self) -> None:
+        """Data parallelism and the optimizer.
+
+        Experts are replicated dp x cp x tp / (ep x etp) times, everything else dp x cp times.
+        """
+        total, at, recipe = self.total, self.at, self.recipe
+        ranks = at.dp * at.cp
+        local = np.clip(at.domain / at.tp, 1.0, ranks)
+        fsdp = at.sharding == SHARDINGS.index("fsdp")
+        replicated = at.sharding == SHARDINGS.index("none")
+        shard = np.minimum(at.shard * np.where(fsdp, 1.0, at.cp), ranks)
+        across = np.maximum(ranks / shard, 1.0)
+
+        def within(kind: Kind, size: float) -> Array:
+            return self.over(kind, size, shard, np.minimum(local, shard))
+
+        def over_all(kind: Kind, size: float) -> Array:
+            return self.over(kind, size, ranks, local)
+
+        gradients, weights = recipe.gradient_bytes, recipe.gather_bytes
+        total.gather += np.where(fsdp, within("all_gather", weights), 0.0)
+        total.scatter += recipe.trained * np.where(fsdp, within("reduce_scatter", gradients), 0.0)
+        between = self.over("all_reduce", gradients, across, np.clip(local / shard, 1.0, across)) / shard
+        total.step_reduce += recipe.trained * np.where(
+            fsdp,
+            between,
+            np.where(replicated, over_all("all_reduce", gradients), over_all("reduce_scatter", gradients)),
+        )
+        total.step_gather += recipe.trained * np.where(
+            fsdp | replicated, 0.0, over_all("all_gather", weights)
+        )
+        divided = np.where(replicated, 1.0, shard)
+        states = self.own / divided + self.routed / np.minimum(divided, self.expert_ranks())
+        total.step_update += self.bytes_seconds(states * recipe.trained * recipe.update_bytes)
+
+    def expert_ranks(self) -> Array:
+        at = self.at
+        return np.maximum(at.dp * at.cp * at.tp / (at.ep * at.etp), 1.0)
+
+    def over(self, kind: Kind, size: float, width: Array, near: Array) -> Array:
+        """Parameters of `size` bytes each over `width` ranks, `near` of them in a domain; experts over theirs."""
+        at, most = self.at, self.expert_ranks()
+        wide = np.minimum(width, most)
+        local = np.minimum(np.clip(at.domain / (at.ep * at.etp), 1.0, most), wide)
+        return self.message(kind, self.own * size, width, near) + self.message(
+            kind, self.routed * size, wide, local
+        )
+
+    def stages(self) -> None:
+        """Whole layers go to chunks; where places are left over, the embedding and the head take them."""
+        at = self.at
+        depth = float(self.model.depth + self.model.mtp_layers)
+        chunks = at.pp * at.virtual
+        full = np.ceil(depth / chunks - 1e-9)
+        spare = full * chunks - depth
+        self.total.layers += np.where(at.pp > 1, full * chunks / depth, 1.0)
+        self.total.head_share += np.where((at.pp > 1) & (spare >= 1.0), 0.3, 1.0)

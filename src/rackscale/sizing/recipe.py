@@ -1,0 +1,177 @@
+"""How a model is trained: on what, in which precision, by which software. The parts of a size that are no layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args
+
+from msgspec.structs import replace
+
+from rackscale import catalog, collectives
+from rackscale.errors import UnknownNameError
+
+Precision: TypeAlias = Literal["bf16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
+Task: TypeAlias = Literal["pretrain", "sft", "lora"]
+Family: TypeAlias = Literal["megatron", "plain", "mlperf", "torch", "composer", "maxtext"]
+Optimizer: TypeAlias = Literal["adamw", "muon", "sgd"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FAMILIES: tuple[Family, ...] = get_args(Family)
+TASKS: tuple[Task, ...] = get_args(Task)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+NEWEST = 2026.6
+"""Year of the newest software that the calibration has seen."""
+
+FUSED_EXPERTS = 2026.4
+"""Since when (Megatron Bridge 26.06) gated experts quantise and activate inside their products' kernels."""
+
+_CURVES = {"bf16": "bf16", "fp8": "fp8", "fp8-block": "fp8_block", "mxfp8": "fp8_block", "nvfp4": "nvfp4"}
+_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "mxfp8": 1.03125, "nvfp4": 0.5625}
+"""Of a quantised element with its share of the block's scale (OCP MX: 1 per 32; NVFP4: 1 per 16)."""
+_UPDATE = {"adamw": 30.0, "muon": 46.0, "sgd": 18.0}
+"""Bytes read and written per parameter: gradient, master weight and moments in FP32, and the BF16 weight. Muon reads
+its momentum again for five Newton-Schulz iterations over matrices."""
+_ARCHITECTURES = {
+    "A100-40GB": "ampere",
+    "A100-80GB": "ampere",
+    "H100": "hopper",
+    "H100-96GB-500W": "hopper",
+    "H200": "hopper",
+    "B200": "blackwell",
+    "GB200": "blackwell",
+    "B300": "blackwell",
+    "GB300": "blackwell",
+    "Trainium2": "trainium",
+    "Trainium3": "trainium",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained. Raises UnknownNameError (from `system`) for a system that the catalog lacks."""
+
+    system: str
+    precision: Precision = "bf16"
+    task: Task = "pretrain"
+    family: Family = "megatron"
+    """The framework, as far as its kernels and its overlap go."""
+    year: float = NEWEST
+    """When the software was released: a year and its fraction."""
+    optimizer: Optimizer = "adamw"
+    gradient_bytes: float = 2.0
+    """Per gradient as it is reduced."""
+    graphs: bool = True
+    """Whether CUDA graphs (or a compiler) take the launches of kernels off the host."""
+    overlaps_tp: bool = True
+    """Whether tensor-parallel messages run beside products."""
+    document_tokens: float | None = None
+    """Mean length of the documents packed into a sequence, where attention stops at their ends; None: not packed."""
+    nic_bits_per_s: float | None = None
+    """Of the fabric, per GPU; None: the system's own."""
+
+    @cached_property
+    def hardware(self) -> catalog.System:
+        """The system's facts."""
+        return catalog.system(self.system)
+
+    @property
+    def chip(self) -> str:
+        """The accelerator's name."""
+        return self.hardware.accelerator.name
+
+    @property
+    def architecture(self) -> str:
+        """The accelerator's generation. Raises UnknownNameError where nothing was ever measured of it."""
+        if self.chip not in _ARCHITECTURES:
+            raise UnknownNameError("accelerator that training is modelled on", self.chip, _ARCHITECTURES)
+        return _ARCHITECTURES[self.chip]
+
+    @cached_property
+    def network(self) -> collectives.Network:
+        """Both tiers of the network."""
+        found = collectives.network(self.system)
+        usual = self.hardware.fabric_bits_per_s_per_gpu
+        if self.nic_bits_per_s is None or usual is None:
+            return found
+        speed = found.out.bytes_per_s * self.nic_bits_per_s / usual
+        return replace(found, out=replace(found.out, bytes_per_s=speed))
+
+    @property
+    def peak_bf16(self) -> float:
+        """FLOP/s, dense."""
+        peak = self.hardware.accelerator.bf16_flop_per_s
+        assert peak is not None, self.system
+        return peak
+
+    @property
+    def peak_flop_per_s(self) -> float:
+        """Dense, of the precision that products run in; what MFU is measured against."""
+        chip = self.hardware.accelerator
+        low = (
+            chip.fp4_flop_per_s if self.precision == "nvfp4" else chip.fp8_flop_per_s if self.is_low else None
+        )
+        return low or self.peak_bf16
+
+    @property
+    def price(self) -> catalog.Price | None:
+        """The newest list price of the system; None: nobody publishes one."""
+        return self.hardware.prices[-1] if self.hardware.prices else None
+
+    @property
+    def usd_per_gpu_hour(self) -> float | None:
+        """The newest list price."""
+        return None if self.price is None else self.price.usd_per_gpu_hour
+
+    @property
+    def is_low(self) -> bool:
+        """Whether linear layers are quantised."""
+        return self.precision != "bf16"
+
+    @property
+    def products(self) -> str:
+        """The kernels' name of the precision."""
+        return _CURVES[self.precision]
+
+    @property
+    def product_bytes(self) -> float:
+        """Of one quantised element."""
+        return _BYTES[self.precision]
+
+    @property
+    def backward_products(self) -> float:
+        """Products going backward per product forward: an adapter's frozen weights need no gradient."""
+        return 1.0 if self.task == "lora" else 2.0
+
+    @property
+    def trained(self) -> float:
+        """Share of the parameters that an optimizer updates (assumed for LoRA: rank 16 on a 70B model)."""
+        return 0.002 if self.task == "lora" else 1.0
+
+    @property
+    def gather_bytes(self) -> float:
+        """Per parameter gathered; quantised weights are gathered quantised where the framework can."""
+        return (
+            self.product_bytes
+            if self.precision in {"fp8", "mxfp8"} and self.family in {"megatron", "mlperf"}
+            else 2.0
+        )
+
+    @property
+    def weight_bytes(self) -> float:
+        """Per parameter in memory. Adapters keep what they rest on quantised; Megatron keeps FP8 weights only, where
+        no transposed copy is needed (Hopper needs one, and block scales keep one per direction)."""
+        if self.task == "lora":
+            return self.product_bytes
+        alone = self.precision == "fp8" and self.architecture == "blackwell"
+        return 1.0 if alone and self.family in {"megatron", "mlperf"} else 2.0
+
+    @property
+    def logit_copies(self) -> float:
+        """Logits in FP32 at once: one where the loss is fused, three (BF16 too, and a gradient) in plain PyTorch."""
+        return 3.0 if self.family == "torch" else 1.0
+
+    @property
+    def update_bytes(self) -> float:
+        """Memory traffic of the optimizer per parameter."""
+        return _UPDATE[self.optimizer]

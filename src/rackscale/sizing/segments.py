@@ -1,0 +1,19 @@
+"""How many GPUs of each NVLink domain a job takes."""
+
+from __future__ import annotations
+
+from rackscale import catalog
+
+
+def domain_gpus(system: str, gpus: int) -> int:
+    """GPUs that a job of `gpus` takes of each NVLink domain of `system`.
+
+    All in one domain where they fit. A larger job takes equal segments of whole nodes, a power of two of them where it
+    can: groups of ranks are powers of two, and what a rack has beyond them (8 of 72 GPUs) is spare.
+    """
+    found = catalog.system(system)
+    if gpus <= found.gpus:
+        return gpus
+    even = [n for n in range(found.gpus_per_node, found.gpus + 1, found.gpus_per_node) if gpus % n == 0]
+    powers = [n for n in even if n & (n - 1) == 0]
+    return max(powers or even or [1])

@@ -1,0 +1,123 @@
+"""A step from its parts: what overlaps with what, the pipeline, data parallelism, stragglers.
+
+`Factors` are the calibrated constants, one value or one per layout; `step` is elementwise, so that the same lines price
+one layout, a search over a million of them, and all measurements at once in a calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TypeAlias
+
+import numpy as np
+
+from rackscale.sizing.layout import Array, Layouts
+from rackscale.sizing.parts import Parts
+
+Factors: TypeAlias = Mapping[str, Array | float]
+"""By role: see constants.roles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Where the seconds of a step go, on the critical path; they sum to `seconds`."""
+
+    products: Array
+    """Matrix products, the head's too."""
+    attention: Array
+    """Attention's and state-space kernels."""
+    memory: Array
+    """Norms, activations, quantisation, routing of tokens, kernels' starts."""
+    recompute: Array
+    host: Array
+    """The accelerator waits for the host to launch kernels."""
+    tensor: Array
+    """Exposed messages, by kind of parallelism."""
+    context: Array
+    expert: Array
+    pipeline: Array
+    data: Array
+    bubble: Array
+    """The pipeline fills and drains, and stages wait for the slowest one."""
+    optimizer: Array
+    other: Array
+    """Stragglers and what belongs to no part."""
+
+    @property
+    def seconds(self) -> Array:
+        """Of the whole step."""
+        return sum((getattr(self, f.name) for f in fields(self)), np.zeros(1))
+
+    @property
+    def exposed(self) -> Array:
+        """Messages that nothing hides."""
+        return self.tensor + self.context + self.expert + self.pipeline + self.data
+
+
+def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense: Array | float = 1.0) -> Step:
+    """The seconds of a step. `years`: how much older the software is than the newest one known (at least 0)."""
+    aged = np.exp(by["pace"] * years + np.where(dense, 0.0, by["pace_experts"] * years))
+    count = at.micro_batches
+    kernel = (parts.kernels_f + parts.kernels_b) * by["kernel"]
+    products = (
+        (parts.low_f + parts.low_b) * by["low"]
+        + (parts.high_f + parts.high_b) * by["high"]
+        + (parts.grouped_f + parts.grouped_b) * by["grouped"]
+    ) * aged
+    attention = (
+        parts.core_f * by["core"]
+        + parts.core_b * by["core_back"]
+        + (parts.scan_f + parts.scan_b) * by["scan"]
+    ) * aged
+    memory = (
+        (parts.moved_f + parts.moved_b) * by["moved"]
+        + (parts.cast_f + parts.cast_b) * by["cast"]
+        + parts.cast_experts * by["cast_experts"]
+        + (parts.routing_f + parts.routing_b) * by["routing"]
+        + kernel
+    ) * aged
+    recompute = (
+        parts.again_low * by["low"]
+        + parts.again_grouped * by["grouped"]
+        + parts.again_core * by["core"]
+        + parts.again_moved * by["moved"]
+    ) * aged
+    tensor = (parts.tp_f + parts.tp_b) * by["tp"] + parts.tp_bare
+    context = (parts.ring_f + parts.ring_b) * by["ring"]
+    expert = (parts.ep_f + parts.ep_b) * by["ep"] * aged
+    compute = products + attention + memory + recompute
+    busy = compute + tensor + context + expert
+    launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
+    host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
+    sharded = 2.0 * parts.gather + parts.scatter
+    hidden = np.minimum(sharded, compute * by["fsdp"])
+    fsdp = sharded - hidden + hidden * by["drag"]
+    each = busy + host + fsdp
+    head = (parts.head_f + parts.head_b) * by["high"] * aged
+    steady = each * parts.layers + head * parts.head_share
+    idle = (parts.layers - 1.0) * each * count
+    bubble = (
+        np.where(at.pp > 1, (at.pp - 1.0) / at.virtual * each + head * (1.0 - parts.head_share), 0.0) + idle
+    )
+    pipeline = parts.hop * (by["hop"] * 2.0 * at.virtual * count + 2.0 * (at.pp - 1.0))
+    messages = parts.step_reduce + parts.step_gather
+    data = messages - np.minimum(0.95 * messages, steady / at.virtual * by["window"])
+    update = parts.step_update * by["update"]
+    known = each * count + head * parts.head_share * count + bubble + pipeline + data + update
+    straggle = known * by["jitter"] * np.log2(np.maximum(at.gpus / 8.0, 1.0))
+    return Step(
+        products=products * count + head * parts.head_share * count,
+        attention=attention * count,
+        memory=memory * count,
+        recompute=recompute * count,
+        host=host * count,
+        tensor=tensor * count,
+        context=context * count,
+        expert=expert * count,
+        pipeline=pipeline,
+        data=data + fsdp * count,
+        bubble=bubble,
+        optimizer=update,
+        other=straggle + by["fixed"],
+    )

@@ -1,0 +1,151 @@
+"""Laws of collectives on two tiers, whatever the network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from rackscale.catalog import systems
+from rackscale.collectives import KINDS, Kind, Network, Tier, network, seconds
+from rackscale.errors import UnknownNameError
+
+NAMES = ["gb200-nvl72", "u-p6e-gb300x72", "dgx-b200", "p5", "dgx-a100"]
+LINKED = [s.name for s in systems() if s.accelerator.maker == "NVIDIA"]
+
+kinds = st.sampled_from(KINDS)
+messages = st.floats(0.0, 1e11)
+counts = st.integers(1, 4096)
+factors = st.floats(1.0, 100.0)
+groups = st.tuples(counts, st.integers(1, 72))
+"""Ranks, and how many of them a domain holds."""
+WITHIN_ROUNDING = 1.0 + 1e-9
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> Network:
+    """Of the catalog, or any other whose fabric is not faster than its links."""
+    if draw(st.booleans()):
+        return network(draw(st.sampled_from(NAMES)))
+    link = draw(st.floats(1e10, 1e13))
+    sharp = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
+    out = draw(tiers(link * draw(st.floats(0.001, 1.0))))
+    return Network(
+        up=draw(tiers(link)), out=out, rails=draw(st.integers(1, 72)), sharp_bytes_per_s=sharp * link
+    )
+
+
+@st.composite
+def tiers(draw: st.DrawFn, bytes_per_s: float) -> Tier:
+    times = st.floats(0.0, 1e-3)
+    latency_s, step_s, ramp_s, fill_s = (draw(times) for _ in range(4))
+    return Tier(
+        bytes_per_s=bytes_per_s,
+        latency_s=latency_s,
+        step_s=step_s,
+        ramp_s=ramp_s,
+        fill_s=fill_s,
+        ramp_bytes=draw(st.floats(1.0, 1e9)),
+    )
+
+
+def time(kind: Kind, nbytes: float, ranks: float, local: float, on: Network) -> float:
+    return float(seconds(kind, nbytes=nbytes, ranks=ranks, local=local, network=on))
+
+
+@given(kinds, messages, counts, st.integers(1, 72), networks())
+def test_it_takes_time_unless_a_rank_is_alone(
+    kind: Kind, nbytes: float, ranks: int, local: int, on: Network
+) -> None:
+    found = time(kind, nbytes, ranks, local, on)
+    assert np.isfinite(found)
+    assert found >= 0.0
+    assert time(kind, nbytes, 1, local, on) == 0.0
+    assert time(kind, nbytes, 0, local, on) == 0.0
+
+
+@given(kinds, messages, factors, groups, networks())
+def test_more_bytes_are_never_faster(
+    kind: Kind, nbytes: float, factor: float, group: tuple[int, int], on: Network
+) -> None:
+    assert time(kind, nbytes, *group, on) <= time(kind, nbytes * factor, *group, on)
+
+
+@given(kinds, messages, st.tuples(st.integers(1, 64), st.integers(0, 64)), st.integers(1, 72), networks())
+def test_more_domains_are_never_faster(
+    kind: Kind, nbytes: float, domains: tuple[int, int], local: int, on: Network
+) -> None:
+    few, many = domains[0] * local, sum(domains) * local
+    assert time(kind, nbytes, few, local, on) <= time(kind, nbytes, many, local, on) * WITHIN_ROUNDING
+
+
+@given(kinds, messages, st.integers(1, 72), st.integers(0, 72), networks())
+def test_more_ranks_of_one_domain_are_never_faster(
+    kind: Kind, nbytes: float, ranks: int, added: int, on: Network
+) -> None:
+    many = ranks + added
+    assert time(kind, nbytes, ranks, ranks, on) <= time(kind, nbytes, many, many, on) * WITHIN_ROUNDING
+
+
+@given(kinds, messages, st.integers(0, 6), st.tuples(st.integers(0, 6), st.integers(0, 6)), networks())
+def test_spreading_over_more_domains_is_never_faster(
+    kind: Kind, nbytes: float, spread: int, logs: tuple[int, int], on: Network
+) -> None:
+    local, ranks = 2 ** logs[0], 2 ** sum(logs)
+    packed = time(kind, nbytes, ranks, local, on)
+    assert packed <= time(kind, nbytes, ranks, local / 2**spread, on) * WITHIN_ROUNDING
+
+
+@given(kinds, messages, st.tuples(factors, factors), groups, networks())
+def test_more_bandwidth_is_never_slower(
+    kind: Kind, nbytes: float, by: tuple[float, float], group: tuple[int, int], on: Network
+) -> None:
+    up = replace(on.up, bytes_per_s=on.up.bytes_per_s * by[0])
+    out = replace(on.out, bytes_per_s=on.out.bytes_per_s * by[1])
+    assert time(kind, nbytes, *group, replace(on, up=up, out=out)) <= time(kind, nbytes, *group, on)
+
+
+@given(messages, st.integers(2, 72), networks())
+def test_switches_that_add_up_are_never_slower(nbytes: float, ranks: int, on: Network) -> None:
+    plain = replace(on, sharp_bytes_per_s=0.0)
+    assert time("all_reduce", nbytes, ranks, ranks, on) <= time("all_reduce", nbytes, ranks, ranks, plain)
+    assert time("all_gather", nbytes, ranks, ranks, on) == time("all_gather", nbytes, ranks, ranks, plain)
+
+
+@given(messages, st.integers(2, 512), st.integers(1, 72), networks())
+def test_an_all_reduce_is_no_cheaper_than_its_two_halves_overlapped(
+    nbytes: float, ranks: int, local: int, on: Network
+) -> None:
+    plain = replace(on, sharp_bytes_per_s=0.0)
+    whole = time("all_reduce", nbytes, ranks, local, plain)
+    assert whole >= 0.5 * time("reduce_scatter", nbytes, ranks, local, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_broadcast_to_what_scalars_give(kind: Kind) -> None:
+    on = network("gb200-nvl72")
+    nbytes, ranks, local = np.array([[1e3], [1e6], [1e10]]), np.array([1.0, 8.0, 72.0, 1440.0]), 72.0
+    found = seconds(kind, nbytes=nbytes, ranks=ranks, local=local, network=on)
+    assert found.shape == (3, 4)
+    assert found.dtype == np.float64
+    expected = [[time(kind, float(b), float(r), local, on) for r in ranks] for b in nbytes[:, 0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_every_nvidia_system_has_a_network(name: str) -> None:
+    on = network(name)
+    assert on.up.bytes_per_s > on.out.bytes_per_s > 0.0
+    assert on.sharp is ("a100" not in name)
+    assert on.up.origin is not None
+    assert on.out.origin is not None
+
+
+def test_what_nobody_measured_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="there is no accelerator with measured links 'Trainium2'"):
+        network("trn2-ultraserver")
+    with pytest.raises(UnknownNameError, match="there is no system 'dgx-h10'") as caught:
+        network("dgx-h10")
+    assert caught.value.hint == "did you mean 'dgx-h100'?"

@@ -1,0 +1,162 @@
+"""What must hold of any layout of any model: sums, monotony, and nothing gained by being further apart."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from rackscale import models
+from rackscale.models.description import Model
+from rackscale.sizing.experts import experts_of
+from rackscale.sizing.layout import SHARDINGS, Layout, Layouts
+from rackscale.sizing.memory import Memory, memory
+from rackscale.sizing.parts import parts
+from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.search import factors
+from rackscale.sizing.step import Step, step
+
+MODELS = (
+    "llama3.1-8b",
+    "llama3.1-405b",
+    "deepseek-v3-671b",
+    "gpt-oss-120b",
+    "nemotron-h-56b",
+    "qwen3-next-80b-a3b",
+)
+SYSTEMS = ("dgx-h100", "gb200-nvl72", "u-p6e-gb300x72")
+powers = st.sampled_from([1, 2, 4, 8])
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    tp, pp, cp, replicas = (
+        draw(powers),
+        draw(st.sampled_from([1, 2, 4])),
+        draw(st.sampled_from([1, 2])),
+        draw(powers),
+    )
+    sharding = draw(st.sampled_from(SHARDINGS if pp == 1 else SHARDINGS[:3]))
+    ranks = tp * cp * replicas
+    return Layout(
+        gpus=tp * pp * cp * replicas,
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        ep=draw(st.sampled_from([n for n in (1, 2, 4, 8, 16) if n <= ranks])),
+        virtual=draw(st.sampled_from([1, 2])) if pp > 1 else 1,
+        micro_batch=draw(st.sampled_from([1, 2])),
+        sharding=sharding,
+        recompute=draw(st.sampled_from([frozenset(), frozenset({"attention"}), frozenset({"layer"})])),
+    )
+
+
+models_ = st.sampled_from(MODELS).map(models.model)
+systems = st.sampled_from(SYSTEMS)
+precisions = st.sampled_from(["bf16", "fp8"])
+
+
+def arrays(layout: Layout, *, batches: int = 8, domain: int | None = None) -> Layouts:
+    return Layouts.of(
+        [layout],
+        global_batch=layout.dp * layout.micro_batch * batches,
+        tokens=4096,
+        domain=layout.gpus if domain is None else domain,
+    )
+
+
+def priced(model: Model, at: Layouts, recipe: Recipe) -> Step:
+    by = factors(recipe, experts=experts_of(model))
+    return step(parts(model, at, recipe), at, by, years=0.0, dense=experts_of(model) is None)
+
+
+def seconds(model: Model, at: Layouts, recipe: Recipe) -> float:
+    return float(priced(model, at, recipe).seconds[0])
+
+
+@given(model=models_, layout=layouts(), system=systems, precision=precisions)
+def test_parts_sum_to_the_step_and_none_is_negative(
+    model: Model, layout: Layout, system: str, precision: str
+) -> None:
+    found = priced(model, arrays(layout), Recipe(system=system, precision=precision))  # type: ignore[arg-type]
+    each = [float(getattr(found, f.name)[0]) for f in fields(Step)]
+    assert min(each) >= 0.0
+    assert sum(each) == pytest.approx(float(found.seconds[0]))
+    assert np.isfinite(found.seconds).all()
+
+
+@given(model=models_, layout=layouts(), system=systems, precision=precisions)
+def test_memory_parts_sum_and_none_is_negative(
+    model: Model, layout: Layout, system: str, precision: str
+) -> None:
+    found = memory(model, arrays(layout), Recipe(system=system, precision=precision))  # type: ignore[arg-type]
+    each = [float(getattr(found, f.name)[0]) for f in fields(Memory)]
+    assert min(each) >= 0.0
+    assert sum(each) == pytest.approx(float(found.total[0]))
+
+
+@given(model=models_, layout=layouts(), system=systems, share=st.sampled_from([2, 4, 8]))
+def test_crossing_a_domain_never_speeds_up(model: Model, layout: Layout, system: str, share: int) -> None:
+    assume(layout.gpus % share == 0)
+    recipe = Recipe(system=system)
+    together = seconds(model, arrays(layout), recipe)
+    apart = seconds(model, arrays(layout, domain=layout.gpus // share), recipe)
+    assert apart >= together * (1 - 1e-9)
+
+
+@given(model=models_, layout=layouts(), system=systems, more=st.floats(1.01, 8.0))
+def test_a_faster_fabric_never_slows(model: Model, layout: Layout, system: str, more: float) -> None:
+    at = arrays(layout, domain=max(layout.gpus // 2, 1))
+    slow = Recipe(system=system, nic_bits_per_s=100e9)
+    fast = Recipe(system=system, nic_bits_per_s=100e9 * more)
+    assert seconds(model, at, fast) <= seconds(model, at, slow) * (1 + 1e-9)
+
+
+@given(model=models_, layout=layouts(), system=systems)
+def test_strong_scaling_never_gains_tokens_per_gpu(model: Model, layout: Layout, system: str) -> None:
+    """Twice the replicas on one global batch: each has half the micro-batches, and messages go further."""
+    recipe = Recipe(system=system)
+    wider = replace_gpus(layout, 2)
+    batch = wider.dp * layout.micro_batch * 8
+    one, two = (
+        Layouts.of([some], global_batch=batch, tokens=4096, domain=some.gpus) for some in (layout, wider)
+    )
+    per_gpu = 1.0 / seconds(model, one, recipe) / layout.gpus
+    assert 1.0 / seconds(model, two, recipe) / wider.gpus <= per_gpu * (1 + 1e-9)
+
+
+def replace_gpus(layout: Layout, times: int) -> Layout:
+    from msgspec.structs import replace as changed
+
+    # ranks that divide experts and states stay what they were: only the number of replicas grows
+    return changed(layout, gpus=layout.gpus * times, shard=layout.dp if layout.sharding != "none" else 0)
+
+
+@given(model=models_, layout=layouts(), system=systems)
+def test_recompute_saves_memory_and_costs_time(model: Model, layout: Layout, system: str) -> None:
+    recipe, at = Recipe(system=system), arrays(layout)
+    nothing = tuple(np.zeros(1) for _ in at.again)
+    kept, again = replace(at, again=nothing, full=np.zeros(1)), replace(at, again=nothing, full=np.ones(1))
+    assert memory(model, again, recipe).total[0] <= memory(model, kept, recipe).total[0] * (1 + 1e-9)
+    assert seconds(model, again, recipe) >= seconds(model, kept, recipe)
+
+
+@given(model=models_, layout=layouts(), system=systems)
+def test_sharding_more_never_needs_more_memory(model: Model, layout: Layout, system: str) -> None:
+    recipe, at = Recipe(system=system), arrays(layout)
+    totals = [
+        float(memory(model, replace(at, sharding=np.full(1, float(i))), recipe).total[0]) for i in range(3)
+    ]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_a_bigger_batch_takes_longer_and_is_more_efficient() -> None:
+    model, recipe = models.model("llama3.1-70b"), Recipe(system="gb300-nvl72", precision="fp8")
+    layout = Layout(gpus=64, tp=2, pp=4, virtual=5)
+    took = [seconds(model, arrays(layout, batches=n), recipe) for n in (4, 8, 16, 32)]
+    assert took == sorted(took)
+    per_batch = [t / n for t, n in zip(took, (4, 8, 16, 32), strict=True)]
+    assert per_batch == sorted(per_batch, reverse=True)

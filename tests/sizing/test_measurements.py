@@ -1,0 +1,204 @@
+"""Tables of measured steps: what is read, what is assumed, what is named as unreadable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rackscale.errors import DocumentError
+from rackscale.sizing.measurements import Measurement, Unread, read
+
+COLUMNS = [
+    "row_id",
+    "source_id",
+    "source_date",
+    "system",
+    "model",
+    "precision",
+    "num_gpus",
+    "global_batch_size",
+    "micro_batch_size",
+    "seq_len",
+    "tp",
+    "pp",
+    "cp",
+    "vp",
+    "ep",
+    "etp",
+    "dp_type",
+    "recompute",
+    "framework",
+    "tokens_per_s_per_gpu",
+    "step_time_s",
+    "layers",
+    "offload",
+    "nic_gbps_per_gpu",
+    "task",
+]
+GOOD = {
+    "row_id": "a1",
+    "source_id": "mine",
+    "source_date": "2026-06-01",
+    "system": "h100_sxm",
+    "model": "llama3.1-70b",
+    "precision": "fp8-cs",
+    "num_gpus": "64",
+    "global_batch_size": "128",
+    "micro_batch_size": "1",
+    "seq_len": "8192",
+    "tp": "4",
+    "pp": "4",
+    "cp": "2",
+    "vp": "5",
+    "ep": "1",
+    "dp_type": "ddp+dist-optimizer",
+    "recompute": "none",
+    "framework": "nemo 25.04",
+    "step_time_s": "10.5",
+}
+
+
+def table(path: Path, *rows: dict[str, str]) -> Path:
+    file = path / "rows.csv"
+    lines = [",".join(COLUMNS)] + [",".join((GOOD | row).get(name, "") for name in COLUMNS) for row in rows]
+    file.write_text("\n".join(lines) + "\n", "utf-8")
+    return file
+
+
+def one(path: Path, **changed: str) -> Measurement:
+    good, bad = read(table(path, changed))
+    assert not bad
+    return good[0]
+
+
+def refused(path: Path, **changed: str) -> Unread:
+    good, bad = read(table(path, changed))
+    assert not good
+    return bad[0]
+
+
+def test_a_complete_row(tmp_path: Path) -> None:
+    row = one(tmp_path)
+    assert (row.row, row.source, row.model.name) == ("a1", "mine", "llama3.1-70b")
+    assert str(row.layout) == "TP4 PP4x5 CP2 DP2 zero1 MB1"
+    assert (row.recipe.system, row.recipe.precision, row.recipe.family) == ("dgx-h100", "fp8", "megatron")
+    assert (row.seconds, row.domain, row.complete) == (10.5, 8, True)
+
+
+def test_seconds_from_tokens_per_second(tmp_path: Path) -> None:
+    row = one(tmp_path, step_time_s="", tokens_per_s_per_gpu="1600")
+    assert row.seconds == pytest.approx(128 * 8192 / (1600 * 64))
+
+
+def test_what_is_left_open_is_said(tmp_path: Path) -> None:
+    row = one(tmp_path, micro_batch_size="", vp="")
+    assert set(row.assumed) == {"micro_batch_size", "vp"}
+    assert row.layout.virtual == 20
+    assert not row.complete
+
+
+@pytest.mark.parametrize(
+    ("text", "sharding", "shard"),
+    [
+        ("fsdp(group=64)", "fsdp", 64),
+        ("fsdp2(group=8)", "fsdp", 8),
+        ("fsdp(shard_grad_op)", "zero2", 0),
+        ("hsdp", "fsdp", 8),
+        ("zero1(dist-optimizer)", "zero1", 0),
+        ("none(dp=1)", "none", 0),
+        ("", "zero1", 0),
+    ],
+)
+def test_ways_of_sharding(tmp_path: Path, text: str, sharding: str, shard: int) -> None:
+    layout = one(tmp_path, dp_type=text, pp="1", vp="").layout
+    assert (layout.sharding, layout.shard) == (sharding, shard)
+
+
+@pytest.mark.parametrize(
+    ("text", "modules"),
+    [
+        ("full", {"layer"}),
+        ("none", set()),
+        ("selective(attention)+sequence-parallel", {"attention"}),
+        ("selective:layernorm+moe_act", {"norm", "activation"}),
+        ("selective:mla_up_proj+mlp", {"latent", "mlp"}),
+    ],
+)
+def test_ways_of_recomputing(tmp_path: Path, text: str, modules: set[str]) -> None:
+    assert one(tmp_path, recompute=text).layout.recompute == modules
+
+
+def test_where_recompute_is_left_open_it_is_what_memory_needs(tmp_path: Path) -> None:
+    roomy = one(tmp_path, recompute="")
+    assert roomy.layout.recompute == frozenset()
+    crowded = one(tmp_path, recompute="", dp_type="fsdp", tp="1", pp="1", cp="1", vp="", micro_batch_size="2")
+    assert crowded.layout.recompute == {"layer"}
+
+
+def test_proxies_have_fewer_layers(tmp_path: Path) -> None:
+    assert one(tmp_path, layers="20", vp="1").model.depth == 20
+
+
+def test_a_domain_of_many(tmp_path: Path) -> None:
+    assert one(tmp_path, system="gb200_nvl72", num_gpus="64").domain == 64
+    assert one(tmp_path, system="gb200_nvl72", num_gpus="512").domain == 64
+    assert (
+        one(
+            tmp_path,
+            system="gb300_nvl72",
+            num_gpus="72",
+            tp="1",
+            pp="1",
+            cp="1",
+            vp="",
+            global_batch_size="72",
+        ).domain
+        == 72
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "reasons"),
+    [
+        ({"system": "h100sxm"}, ["system: 'h100sxm' is unknown", "h100_sxm"]),
+        ({"model": "llama3.1-80b"}, ["llama3.1-80b", "llama3.1-8"]),
+        ({"num_gpus": "60"}, ["num_gpus: 60 is not a multiple of tp x pp x cp = 32"]),
+        ({"tp": "", "pp": ""}, ["tp is missing", "pp is missing"]),
+        ({"tp": "four"}, ["tp: 'four' is not a number"]),
+        ({"precision": "int3"}, ["precision: 'int3' is unknown"]),
+        ({"step_time_s": ""}, ["neither step_time_s nor tokens_per_s_per_gpu is given"]),
+        ({"global_batch_size": "127"}, ["global_batch_size: 127 is not a multiple of 2"]),
+        ({"task": "distil"}, ["task: 'distil' is none of pretrain, sft, lora"]),
+        ({"recompute": "some"}, ["recompute: 'some' is unknown"]),
+        # several at once
+        (
+            {"system": "abacus", "precision": "int3", "tp": "0"},
+            ["abacus", "int3", "tp: 0 is not a whole number"],
+        ),
+    ],
+)
+def test_rows_that_cannot_be_read_say_why(
+    tmp_path: Path, changed: dict[str, str], reasons: list[str]
+) -> None:
+    found = refused(tmp_path, **changed)
+    assert (found.row, found.line) == ("a1", 2)
+    for reason in reasons:
+        assert reason in found.reason
+
+
+def test_columns_that_are_missing_are_all_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("model,systems,num_gpus\nllama3-8b,b200,8\n", "utf-8")
+    with pytest.raises(DocumentError) as caught:
+        read(file)
+    text = str(caught.value)
+    assert "there is no column 'system'" in text
+    assert "systems" in text
+    assert "there is no column 'global_batch_size'" in text
+    assert "there is no column 'seq_len'" in text
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match=r"none\.csv"):
+        read(tmp_path / "none.csv")

@@ -1,0 +1,113 @@
+"""The search against pricing each layout by itself, and what it proposes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from rackscale import models
+from rackscale.sizing.layout import Layouts
+from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.search import Limits, candidates, layout_of, price
+from rackscale.sizing.size import size
+from rackscale.sizing.step import Step
+from rackscale.workload import Shape
+
+CASES = [("llama3.1-8b", 16, "dgx-h100", "bf16", 128), ("qwen3-30b-a3b", 32, "gb300-nvl72", "mxfp8", 256)]
+
+
+@pytest.mark.parametrize(("name", "gpus", "system", "precision", "batch"), CASES)
+def test_pricing_many_at_once_is_pricing_each(
+    name: str, gpus: int, system: str, precision: str, batch: int
+) -> None:
+    model, recipe = models.model(name), Recipe(system=system, precision=precision)  # type: ignore[arg-type]
+    domain = min(gpus, 8 if system == "dgx-h100" else 64)
+    at = candidates(model, gpus=gpus, global_batch=batch, tokens=4096, domain=domain)
+    many = price(model, at, recipe)
+    for place in range(0, len(at), max(len(at) // 40, 1)):
+        alone = Layouts.of([layout_of(at, place)], global_batch=batch, tokens=4096, domain=domain)
+        one = price(model, alone, recipe)
+        for f in fields(Step):
+            assert getattr(one.step, f.name)[0] == pytest.approx(
+                getattr(many.step, f.name)[place], rel=1e-9, abs=1e-12
+            )
+        assert one.memory.total[0] == pytest.approx(many.memory.total[place], rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "gpus", "system", "precision", "batch"), CASES)
+def test_the_first_is_the_fastest_that_fits(
+    name: str, gpus: int, system: str, precision: str, batch: int
+) -> None:
+    model, recipe = models.model(name), Recipe(system=system, precision=precision)  # type: ignore[arg-type]
+    at = candidates(model, gpus=gpus, global_batch=batch, tokens=4096, domain=8)
+    found = price(model, at, recipe)
+    fitting = found.step.seconds[found.fits.astype(bool)]
+    assert found.step.seconds[found.order[0]] == fitting.min()
+
+
+@pytest.mark.parametrize(("name", "gpus", "system", "precision", "batch"), CASES)
+def test_layouts_divide_evenly(name: str, gpus: int, system: str, precision: str, batch: int) -> None:
+    model = models.model(name)
+    at = candidates(model, gpus=gpus, global_batch=batch, tokens=4096, domain=8)
+    for place in range(len(at)):
+        layout = layout_of(at, place)
+        assert layout.tp * layout.pp * layout.cp * layout.dp == gpus
+        assert batch % (layout.dp * layout.micro_batch) == 0
+        assert (layout.tp * layout.cp * layout.dp) % layout.ep == 0
+        assert layout.tp <= 8
+    assert len({str(layout_of(at, p)) for p in range(len(at))}) == len(at)
+
+
+def test_limits_are_kept() -> None:
+    model = models.model("llama3.1-70b")
+    limits = Limits(tp=4, pp=4, virtual=5, micro_batch=1, recompute=frozenset())
+    at = candidates(model, gpus=64, global_batch=128, tokens=8192, domain=8, limits=limits)
+    assert len(at)
+    assert set(at.tp) == {4.0}
+    assert set(at.pp) == {4.0}
+    assert set(at.virtual) == {5.0}
+    assert not at.full.any()
+
+
+def test_a_job_of_many_racks_takes_equal_segments_and_leaves_spares() -> None:
+    found = size(
+        models.model("llama3.1-405b"),
+        Recipe(system="u-p6e-gb300x72", precision="fp8"),
+        gpus=2304,
+        global_batch=2304,
+        tokens=8192,
+        run_tokens=15e12,
+    )
+    assert found.domain_gpus == 64
+    best = found.candidates[0]
+    assert best.offer.shape == Shape(segments=36, nodes_per_segment=16)
+    assert best.fits
+    assert best.low_s < best.step_s < best.high_s
+    assert [c.step_s for c in found.candidates] == sorted(c.step_s for c in found.candidates)
+    assert sum(best.seconds.values()) == pytest.approx(best.step_s)
+    assert sum(best.bytes.values()) == pytest.approx(best.total_bytes)
+    assert found.run_s is not None
+    assert found.run_s > 15e12 / (best.tokens_per_s_per_gpu * 2304)
+
+
+def test_what_does_not_fit_says_what_to_change() -> None:
+    found = size(
+        models.model("llama3.1-405b"), Recipe(system="dgx-h100"), gpus=8, global_batch=8, tokens=8192
+    )
+    assert not found.candidates[0].fits
+    assert found.fitting == 0
+    assert "too much" in found.advice[0]
+    assert any("parameters" in line or "optimizer" in line for line in found.advice[1:])
+
+
+def test_nothing_divides() -> None:
+    with pytest.raises(ValueError, match="evenly"):
+        size(models.model("llama3.1-8b"), Recipe(system="dgx-h100"), gpus=7, global_batch=3, tokens=8192)
+
+
+def test_every_input_has_a_source() -> None:
+    found = size(models.model("llama3.1-8b"), Recipe(system="dgx-h100"), gpus=8, global_batch=64, tokens=8192)
+    assert all(one.source and one.provenance in {"measured", "vendor", "assumed"} for one in found.inputs)
+    assert np.isfinite(found.peak_flop_per_s)
