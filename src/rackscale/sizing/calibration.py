@@ -138,12 +138,13 @@ def fit(
     *,
     start: Mapping[str, float] | None = None,
     spread: float = 1.0,
+    reruns: bool = True,
     guess: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """The constants that suit the measurements best.
 
     `start` replaces the priors' middles (a user's fleet starts from the published fit), `spread` scales their widths;
-    `guess` only says where the search begins.
+    `reruns`: rows of one source, model, system and precision share a weight; `guess`: where the search begins.
     Raises ExecutorError without SciPy.
     """
     try:
@@ -154,7 +155,7 @@ def fit(
     middle = logs_of(start or {name: constant.start for name, constant in known.items()})
     low, high = (np.log([max(getattr(c, side), LEAST) for c in known.values()]) for side in ("low", "high"))
     width = np.array([c.spread for c in known.values()]) * spread
-    weight = _weights(of)
+    weight = _weights(of) if reruns else np.ones(len(of.rows))
 
     def residuals(logs: Array) -> Array:
         off = np.log(of.predict(logs).seconds / of.seconds) / SIGMA

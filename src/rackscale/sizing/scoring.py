@@ -125,8 +125,8 @@ class Calibrated(Struct, frozen=True, kw_only=True):
 def calibrate(path: Path) -> Calibrated:
     """Fits to all rows but one in five, measures on those, then fits to all; of few rows each fifth in its turn.
 
-    The published constants are where it starts and what it stays near: half their spread (constants.toml) is the
-    prior's. Raises DocumentError for a file with too few rows, ExecutorError without SciPy.
+    The published constants are where it starts and what it stays near, by their spreads (constants.toml). Raises
+    DocumentError for a file with too few rows, ExecutorError without SciPy.
     """
     rows, unread = read(path)
     if len(rows) < FEWEST:
@@ -138,10 +138,10 @@ def calibrate(path: Path) -> Calibrated:
     before, after = [], []
     for turn in turns:
         held = np.arange(len(rows)) % HELD_BACK == turn
-        seen = calibration.fit(problem.take(~held), start=published, spread=0.5)
+        seen = calibration.fit(problem.take(~held), start=published, reruns=False)
         before.append(_ratio(problem, published)[held])
         after.append(_ratio(problem, seen)[held])
-    values = calibration.fit(problem, start=published, spread=0.5)
+    values = calibration.fit(problem, start=published, reruns=False)
 
     return Calibrated(
         rows=len(rows),
