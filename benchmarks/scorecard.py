@@ -182,7 +182,8 @@ def rows_page(found: Scorecard) -> str:
     for row, seen, held in zip(found.rows, found.seen, found.held["model"], strict=True):
         cells = (
             row.row, row.source, row.recipe.system, row.label, row.recipe.precision, f"{row.layout.gpus:,}",
-            str(row.layout), f"{row.seconds:,.3f}", f"{row.seconds * seen:,.3f}", f"{seen - 1:+.1%}", f"{held - 1:+.1%}",
+            str(row.layout),
+            f"{row.seconds:,.3f}", f"{row.seconds * seen:,.3f}", f"{seen - 1:+.1%}", f"{held - 1:+.1%}",
             ", ".join(row.assumed),
         )  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
