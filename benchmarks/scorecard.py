@@ -2,6 +2,7 @@
 
     python -m benchmarks.scorecard                     from ../shared/data/training/measured.csv
     python -m benchmarks.scorecard --data FILE.csv     from another table
+    python -m benchmarks.scorecard --without model     in a third of the time
 
 Some minutes: the constants are fitted anew for every model, system and source that is left out. Needs SciPy (the extra
 "calibrate").
@@ -53,8 +54,19 @@ class Scorecard:
     sources: dict[str, str]
     seen: Array
     held: dict[str, Array]
+    """By what was left out: see HELD."""
     full: Array
     """Whether a row leaves nothing open."""
+
+    @property
+    def kind(self) -> str:
+        """What is left out in the picture and the summaries."""
+        return next(iter(self.held))
+
+    @property
+    def ratio(self) -> Array:
+        """Of predictions without the row's own kind."""
+        return self.held[self.kind]
 
 
 def main() -> None:
@@ -62,7 +74,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=DATA)
-    found = scorecard(parser.parse_args().data)
+    parser.add_argument(
+        "--without", nargs="+", choices=list(HELD), default=list(HELD), help="left out in turn"
+    )
+    args = parser.parse_args()
+    found = scorecard(args.data, args.without)
     (ROOT / "docs" / "scorecard.svg").write_text(picture(found), "utf-8")
     (PAGES / "scorecard.md").write_text(page(found), "utf-8")
     (PAGES / "scorecard-rows.md").write_text(rows_page(found), "utf-8")
@@ -71,7 +87,7 @@ def main() -> None:
     )
 
 
-def scorecard(file: Path) -> Scorecard:
+def scorecard(file: Path, without: Sequence[str]) -> Scorecard:
     """Prices and fits; progress on standard error."""
     rows, unread = read(file)
     problem = calibration.problem(rows)
@@ -83,7 +99,7 @@ def scorecard(file: Path) -> Scorecard:
         unread=unread,
         sources=sources,
         seen=np.asarray(problem.predict(calibration.published()).seconds / problem.seconds),
-        held={name: _held_out(problem, name, key) for name, key in HELD.items()},
+        held={name: _held_out(problem, name, key) for name, key in HELD.items() if name in without},
         full=np.array([row.complete for row in rows]),
     )
 
@@ -110,9 +126,9 @@ model; likewise by system and by source. Those are the figures to expect for wha
 the constants fit what they were fitted to. Rows are not independent: many are reruns of one recipe. How it works and
 what it can't know: [sizing](sizing.md).
 
-![Predicted against measured step time of every row, held out by model](../scorecard.svg)
+![Predicted against measured step time of every row, held out by {kind}](../scorecard.svg)
 
-Both axes are seconds per step. The dashed lines are 10 % off. Each point was predicted without its model.
+Both axes are seconds per step. The dashed lines are 10 % off. Each point was predicted without its {kind}.
 
 ## All rows
 """
@@ -120,7 +136,7 @@ ROWS = """\
 # Scorecard: every row
 
 Part of [the scorecard](scorecard.md), written by `python -m benchmarks.scorecard`. *Predicted* is with the published
-constants; *held out*, the error without the row's model. *Left open*: columns that matter and are assumed.
+constants; *held out*, the error without the row's {kind}. *Left open*: columns that matter and are assumed.
 """
 ROW = (
     "row", "source", "system", "model", "precision", "GPUs", "layout", "measured, s", "predicted, s", "error",
@@ -130,18 +146,17 @@ ROW = (
 
 def page(found: Scorecard) -> str:
     """The summary."""
-    held = found.held["model"]
     told = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "python": platform.python_version()}
     lines = [
-        INTRODUCTION.format(rows=len(found.rows), unread=len(found.unread), **told),
+        INTRODUCTION.format(rows=len(found.rows), unread=len(found.unread), kind=found.kind, **told),
         *_errors("constants fitted", _overall(found)),
         "",
         f"{_inside(found):.0%} of the rows lie in the band that `rackscale size` shows (8 in 10 should).",
     ]
     for title, key in SUMMARIES.items():
-        lines += ["", f"## By {title}, held out by model", ""]
-        lines += _errors(title, calibration.table(found.rows, held, key))
-    for kind in ("model", "system", "source"):
+        lines += ["", f"## By {title}, held out by {found.kind}", ""]
+        lines += _errors(title, calibration.table(found.rows, found.ratio, key))
+    for kind in found.held:
         lines += ["", f"## Each {kind}, predicted without it", ""]
         lines += _errors(kind, calibration.table(found.rows, found.held[kind], HELD[kind]))
     return "\n".join(lines) + "\n"
@@ -168,9 +183,9 @@ def _errors(title: str, table: Iterable[tuple[str, Errors]]) -> list[str]:
 
 
 def _inside(found: Scorecard) -> float:
-    """Of predictions without the row's model."""
+    """Of predictions held out."""
     inside = []
-    for row, ratio in zip(found.rows, found.held["model"], strict=True):
+    for row, ratio in zip(found.rows, found.ratio, strict=True):
         low, high = bands.band(row.recipe, experts=calibration.has_experts(row))
         inside.append(low <= 1.0 / ratio <= high)
     return float(np.mean(inside))
@@ -178,8 +193,8 @@ def _inside(found: Scorecard) -> float:
 
 def rows_page(found: Scorecard) -> str:
     """Every row, then every source, then what can't be read."""
-    lines = [ROWS, "| " + " | ".join(ROW) + " |", "| --- " * len(ROW) + "|"]
-    for row, seen, held in zip(found.rows, found.seen, found.held["model"], strict=True):
+    lines = [ROWS.format(kind=found.kind), "| " + " | ".join(ROW) + " |", "| --- " * len(ROW) + "|"]
+    for row, seen, held in zip(found.rows, found.seen, found.ratio, strict=True):
         cells = (
             row.row, row.source, row.recipe.system, row.label, row.recipe.precision, f"{row.layout.gpus:,}",
             str(row.layout),
@@ -204,13 +219,13 @@ HEAD = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 640" width="640" height="640"
  font-family="ui-sans-serif, Helvetica, Arial, sans-serif" font-size="12">
 <rect width="100%" height="100%" fill="#fbfbf8"/><text x="320" y="628" text-anchor="middle">measured step</text>
-<text transform="translate(14 320) rotate(-90)" text-anchor="middle">predicted without its model</text>"""
+<text transform="translate(14 320) rotate(-90)" text-anchor="middle">predicted without its {kind}</text>"""
 
 
 def picture(found: Scorecard) -> str:
     """An SVG: log-log, the diagonal, 10 % lines, one point per row."""
     measured = np.array([row.seconds for row in found.rows])
-    predicted = measured * found.held["model"]
+    predicted = measured * found.ratio
     low = floor(log10(min(measured.min(), predicted.min())))
     high = ceil(log10(max(measured.max(), predicted.max())))
     scale = (WIDTH - 2 * MARGIN) / (high - low)
@@ -221,7 +236,7 @@ def picture(found: Scorecard) -> str:
     def y(decade: float) -> float:
         return WIDTH - x(decade)
 
-    parts = [HEAD]
+    parts = [HEAD.format(kind=found.kind)]
     for at in range(low, high + 1):
         cross = f"M{x(at):.1f} {y(low):.1f}V{y(high):.1f}M{x(low):.1f} {y(at):.1f}H{x(high):.1f}"
         parts += [
