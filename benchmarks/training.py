@@ -145,7 +145,14 @@ def speed() -> None:
         count += len(at)
     spent = time.process_time() - began
     print(f"search: {count / spent:,.0f} layouts per second on one core ({len(at):,} in one search)")
-    command = [sys.executable, "-c", "from rackscale.cli import main; main()", "size", "llama3.1-405b", "--train"]
+    command = [
+        sys.executable,
+        "-c",
+        "from rackscale.cli import main; main()",
+        "size",
+        "llama3.1-405b",
+        "--train",
+    ]
     command += ["--system", "u-p6e-gb300x72", "--gpus", "2304"]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -17,22 +17,17 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 ENGINES = {
     "accelerate",
-    "numpy",
     "pyarrow",
     "ray",
     "safetensors",
+    "scipy",
     "tokenizers",
     "torch",
     "transformers",
     "vllm",
 }
-NEED_ENGINES = (
-    SOURCE / "programs",
-    SOURCE / "runtime" / "ray",
-    SOURCE / "kernels",
-    SOURCE / "collectives",
-)
-"""What runs inside a gang, the executor that is made of an engine, and the array programs of sizing (numpy)."""
+NEED_ENGINES = (SOURCE / "programs", SOURCE / "runtime" / "ray")
+"""What runs inside a gang, and the executor that is made of an engine."""
 
 
 def name_of(module: Path) -> str:
@@ -72,6 +67,12 @@ def test_the_core_imports_without_engines() -> None:
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"
+
+
+def test_the_command_line_starts_without_numpy() -> None:
+    script = "import sys, rackscale.cli.app; print(sorted({'numpy', 'rackscale.sizing'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
 
 
 def test_it_is_this_checkout_that_is_tested() -> None:

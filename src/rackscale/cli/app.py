@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import rackscale
-from rackscale.cli import demo, documents, fleet, jobs, quality, rehearse, sizing, windows
+from rackscale.cli import demo, documents, fleet, jobs, quality, rehearse, scoring, sizing, windows
 from rackscale.cli.output import FAILED, report
 from rackscale.errors import RackscaleError
 
@@ -39,7 +39,7 @@ def options(
     """Options before the verb."""
 
 
-for group in (jobs, fleet, windows, quality, rehearse, sizing, demo, documents):
+for group in (jobs, fleet, windows, quality, rehearse, sizing, scoring, demo, documents):
     group.register(app)
 
 

@@ -1,49 +1,62 @@
-"""size, score, calibrate: the best layout of a model on a system, and how right the model of it is."""
+"""size: the best layouts of a model on a system, what they take, and how sure that is."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, fields
+from math import log2
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from rackscale import catalog
-from rackscale.cli.output import FAILED, JsonOption, err, fail, out, print_json, show
-from rackscale.errors import DocumentError, RackscaleError, UnknownNameError, did_you_mean
+from rackscale.cli.output import FAILED, JsonOption, err, fail, show
+from rackscale.cli.scoring import PANEL, Constants
+from rackscale.errors import DocumentError, RackscaleError, did_you_mean
 
 if TYPE_CHECKING:
     from rackscale.models.description import Model
+    from rackscale.sizing.provenance import Input
     from rackscale.sizing.recipe import Recipe
     from rackscale.sizing.search import Limits
+    from rackscale.sizing.size import Sizing
 
+T = TypeVar("T", bound=str)
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+TOKENS = 8192
+"""Of a sequence, where nothing is said: what Llama 3 and its successors are trained on at first."""
+STEP_TOKENS = {"pretrain": 2**24, "sft": 2**19, "lora": 2**19}
+"""Of a step, about, where nothing is said: 16 M is what Llama 3.1 405B ends with; 0.5 M to fine-tune is assumed."""
 RECOMPUTE = {"none": frozenset[str](), "attention": frozenset({"attention"}), "full": frozenset({"layer"})}
-PANEL = "Sizing"
+MORE = 7
+"""Doublings of the GPUs that are tried where nothing fits."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
+    """Add this group's verb."""
     app.command("size", rich_help_panel=PANEL)(size)
-    app.command("score", rich_help_panel=PANEL)(score)
-    app.command("calibrate", rich_help_panel=PANEL)(calibrate)
 
 
 def number(text: str) -> float:
     """15T, 1.5B, 4k or 8192. Raises typer.BadParameter."""
     found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmbgt]?)\s*", text.lower())
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is not a number such as 8192, 4k or 15T")
+    if found is None or float(found[1]) <= 0:
+        raise typer.BadParameter(f"{text!r} is not a number above 0 such as 8192, 4k, 1.5B or 15T")
     return float(found[1]) * SCALES[found[2]]
 
 
 def whole(text: str) -> int:
-    """The same, without a fraction and above 0."""
+    """The same, without a fraction; `4k` of a sequence is 4,096. Raises typer.BadParameter."""
     value = number(text)
-    if value < 1 or value != int(value):
-        raise typer.BadParameter(f"{text!r} is not a whole number of at least 1")
+    if value != int(value):
+        raise typer.BadParameter(f"{text!r} is not a whole number")
     return int(value)
+
+
+def sequence(text: str) -> int:
+    """Tokens of a sequence: 4k is 4,096, as everybody means it. Raises typer.BadParameter."""
+    found = re.fullmatch(r"\s*([0-9]+)\s*k\s*", text.lower())
+    return whole(text) if found is None else int(found[1]) * 1024
 
 
 def _systems(incomplete: str) -> list[str]:
@@ -53,268 +66,322 @@ def _systems(incomplete: str) -> list[str]:
 def _models(incomplete: str) -> list[str]:
     from rackscale import models
 
-    return [m.name for m in models.models() if m.name.startswith(incomplete)]
+    names = [*(m.name for m in models.models()), *models.aliases()]
+    return [name for name in names if name.startswith(incomplete.lower())]
 
 
-def _choice(kind: str, text: str, known: tuple[str, ...] | list[str]) -> str:
-    if text in known:
-        return text
-    hint = did_you_mean(text, known)
+def _choice(option: str, text: str | None, known: tuple[T, ...]) -> T:
+    """Raises typer.BadParameter."""
+    for one in known:
+        if one == text:
+            return one
+    hint = did_you_mean(text or "", known)
     raise typer.BadParameter(
-        f"there is no {kind} {text!r}; one of {', '.join(known)}" + (f" ({hint})" if hint else "")
+        f"{option} {text!r} is none of {', '.join(known)}" + (f"; {hint}" if hint else "")
     )
 
 
-Count = Annotated[int | None, typer.Option(min=1, help="Fix this degree; left out, it is searched.")]
+Degree = Annotated[int | None, typer.Option(min=1, help="Fix this degree; left out, it is searched.")]
 
 
 def size(
     model: Annotated[
         str,
-        typer.Argument(help="A model of the catalog, or a Hugging Face config.json.", autocompletion=_models),
-    ],
-    system: Annotated[
-        str,
-        typer.Option(
-            "--system", help="A system of the catalog.", autocompletion=_systems, show_default=False
+        typer.Argument(
+            help="A model of the catalog, or a Hugging Face config.json.",
+            autocompletion=_models,
+            show_default=False,
         ),
     ],
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of the job.", show_default=False)],
-    train: Annotated[bool, typer.Option("--train/--serve", help="What for.", show_default=False)] = True,
+    system: Annotated[
+        str, typer.Option(help="A system of the catalog.", autocompletion=_systems, show_default=False)
+    ],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the job.", show_default=False)],
+    train: Annotated[
+        bool, typer.Option("--train/--serve", help="What for; serving is not there yet.", show_default=False)
+    ] = True,
     tokens: Annotated[
-        str | None, typer.Option("--tokens", help="Tokens to train on, such as 15T: adds time and money.")
+        str | None, typer.Option(metavar="N", help="Tokens to train on, such as 15T: adds time and money.")
     ] = None,
     seq: Annotated[
-        str | None, typer.Option("--seq", help="Tokens per sequence. [default: 8192, or the model's longest]")
+        str | None,
+        typer.Option(metavar="N", help="Tokens per sequence. [default: 8192, or the model's longest]"),
     ] = None,
     global_batch: Annotated[
         str | None,
-        typer.Option("--global-batch", help="Sequences per step. [default: as many as GPUs, at least 128]"),
+        typer.Option(metavar="N", help="Sequences per step. [default: 16 M tokens; 0.5 M to fine-tune]"),
     ] = None,
     precision: Annotated[
         str | None,
+        typer.Option(help="bf16, fp8, fp8-block, mxfp8 or nvfp4. [default: fp8 where the chip has it]"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="pretrain, sft or lora. [default: pretrain]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, muon or sgd. [default: adamw]")] = None,
+    framework: Annotated[
+        str | None,
         typer.Option(
-            "--precision", help="bf16, fp8, fp8-block, mxfp8, nvfp4. [default: fp8 where the chip has it]"
+            help="megatron, plain (Megatron-LM untuned), mlperf, torch, composer or maxtext. [default: megatron]"
         ),
     ] = None,
-    task: Annotated[str, typer.Option("--task", help="pretrain, sft, lora.")] = "pretrain",
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, muon, sgd.")] = "adamw",
-    framework: Annotated[
-        str,
-        typer.Option(
-            "--framework", help="megatron, plain (Megatron-LM untuned), mlperf, torch, composer, maxtext."
-        ),
-    ] = "megatron",
     software_year: Annotated[
         float | None,
-        typer.Option("--software-year", help="When it was released, such as 2025.5. [default: newest]"),
+        typer.Option(min=2020.0, help="When it was released, such as 2025.5. [default: the newest known]"),
     ] = None,
-    tp: Count = None,
-    pp: Count = None,
-    cp: Count = None,
-    ep: Count = None,
-    virtual: Count = None,
-    micro_batch: Count = None,
-    sharding: Annotated[str | None, typer.Option("--sharding", help="zero1 or fsdp; left out, both.")] = None,
+    tp: Degree = None,
+    pp: Degree = None,
+    cp: Degree = None,
+    ep: Degree = None,
+    micro_batch: Degree = None,
+    virtual: Degree = None,
+    sharding: Annotated[str | None, typer.Option(help="zero1 or fsdp; left out, both are tried.")] = None,
     recompute: Annotated[
-        str | None, typer.Option("--recompute", help="none, attention or full; left out, all.")
+        str | None, typer.Option(help="none, attention or full; left out, all are tried.")
     ] = None,
     segment: Annotated[
         int | None,
-        typer.Option("--segment", min=1, help="GPUs per NVLink domain. [default: spares are left]"),
+        typer.Option(
+            min=1, metavar="GPUS", help="Per NVLink domain. [default: a power of two, spares are left]"
+        ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Layouts to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 5,
     price: Annotated[
-        float | None,
-        typer.Option("--price", min=0.0, help="USD per GPU-hour. [default: the newest list price]"),
+        float | None, typer.Option(min=0.0, help="USD per GPU-hour. [default: the newest list price]")
     ] = None,
     failures: Annotated[
-        float | None,
-        typer.Option("--failures", min=0.0, help="Failures per GPU-hour. [default: 2e-5, assumed]"),
+        float | None, typer.Option(min=0.0, help="Per GPU-hour. [default: 2e-5, assumed]")
     ] = None,
     checkpoint_stall: Annotated[
-        float | None, typer.Option("--checkpoint-stall", min=0.0, help="Seconds. [default: 60, assumed]")
+        float | None, typer.Option(min=0.0, metavar="SECONDS", help="[default: 60, assumed]")
     ] = None,
     restart: Annotated[
-        float | None, typer.Option("--restart", min=0.0, help="Seconds. [default: 600, assumed]")
+        float | None, typer.Option(min=0.0, metavar="SECONDS", help="[default: 600, assumed]")
     ] = None,
-    constants: Annotated[
-        Path | None,
-        typer.Option("--constants", help="Of your own fleet, as `rackscale calibrate` writes them."),
-    ] = None,
+    constants: Constants = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show where the time goes, and every input.")
+        bool, typer.Option("--explain", help="Where time and memory go, and every input.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Find the best parallel layout to train MODEL on so many GPUs: time, memory, money, and how sure it is.
+    """Find the best parallel layouts to train MODEL on so many GPUs: time, memory, money, and how sure that is.
 
-    Examples: `rackscale size llama-3.1-405b --train --system u-p6e-gb300x72 --gpus 2304 --tokens 15T`,
-    `rackscale size ./config.json --system p5 --gpus 64 --precision bf16 --seq 4k --explain`
+    Exit code 1: nothing fits in memory (what to change is said). What it can't know: docs/explanation/sizing.md.
+
+    Examples: `rackscale size llama3.1-405b --train --system u-p6e-gb300x72 --gpus 2304 --tokens 15T`,
+    `rackscale size deepseek-v3 --train --system p6-b200 --gpus 1024 --precision mxfp8 --explain`,
+    `rackscale size ./config.json --train --system p5 --gpus 64 --precision bf16 --seq 4k --tp 8 --json`
     """
     if not train:
         raise fail("sizing for serving is not there yet", hint="--train answers for training")
+    asked = dict(locals())
     from rackscale.report import sizing as report
-    from rackscale.sizing import size as answer
-    from rackscale.sizing.recipe import FAMILIES, NEWEST, OPTIMIZERS, PRECISIONS, TASKS, Recipe
-    from rackscale.sizing.search import Limits
 
-    described, hardware = _described(model), catalog.system(system)
-    has_low = hardware.accelerator.fp8_flop_per_s is not None
-    recipe = Recipe(
-        system=system,
-        precision=_choice("precision", precision or ("fp8" if has_low else "bf16"), PRECISIONS),  # type: ignore[arg-type]
-        task=_choice("task", task, TASKS),  # type: ignore[arg-type]
-        optimizer=_choice("optimizer", optimizer, OPTIMIZERS),  # type: ignore[arg-type]
-        family=_choice("framework", framework, FAMILIES),  # type: ignore[arg-type]
-        year=NEWEST if software_year is None else software_year,
-    )
-    limits = Limits(
-        tp=tp,
-        pp=pp,
-        cp=cp,
-        ep=ep,
-        virtual=virtual,
-        micro_batch=micro_batch,
-        sharding=None if sharding is None else _choice("sharding", sharding, ("zero1", "fsdp")),
-        recompute=None if recompute is None else RECOMPUTE[_choice("recompute", recompute, list(RECOMPUTE))],
-    )
-    length = whole(seq) if seq else min(8192, described.max_tokens or 8192)
-    batch = whole(global_batch) if global_batch else gpus * -(-max(gpus, 128) // gpus)
-    given: dict[str, Any] = {
-        "run_tokens": None if tokens is None else number(tokens),
-        "usd_per_gpu_hour": price,
-        "failures_per_gpu_hour": failures,
-        "checkpoint_s": checkpoint_stall,
-        "restart_s": restart,
-        "values": None if constants is None else read_constants(constants),
-        "domain": segment,
-    }
-    _check(described, recipe, limits, gpus, segment)
-    try:
-        found = answer.size(
-            described,
-            recipe,
-            gpus=gpus,
-            global_batch=batch,
-            tokens=length,
-            limits=limits,
-            top=top,
-            **{name: value for name, value in given.items() if value is not None},
-        )
-    except ValueError as error:
-        raise fail(str(error)) from error
-    show(found, report.sizing(found, recipe, explain=explain), json=json)
+    with err.status("searching"):
+        question = _question(asked)
+        found = question.answer()
+    show(found, report.sizing(found, question.recipe, explain=explain), json=json)
     if not found.fitting:
         raise typer.Exit(FAILED)
 
 
-def _described(name: str) -> Model:
-    from rackscale import models
+@dataclass(slots=True, kw_only=True)
+class Question:
+    """What was asked, with what was chosen where nothing was said."""
 
-    return models.model(name)
+    model: Model
+    recipe: Recipe
+    gpus: int
+    batch: int
+    tokens: int
+    limits: Limits
+    top: int
+    more: dict[str, Any]
+    """Of `size`, what was given."""
+    choices: list[Input]
+
+    def answer(self) -> Sizing:
+        """Raises RackscaleError where no layout divides the job."""
+        from msgspec.structs import replace
+
+        found = self._sized(self.gpus, self.limits)
+        inputs = {one.name: one for one in (*found.inputs, *self.choices)}
+        advice = found.advice if found.fitting else (*found.advice, *self._ways_out())
+        return replace(found, inputs=tuple(inputs.values()), advice=advice)
+
+    def _sized(self, gpus: int, limits: Limits) -> Sizing:
+        from rackscale.sizing.size import size
+
+        try:
+            return size(
+                self.model, self.recipe, gpus=gpus, global_batch=self.batch, tokens=self.tokens, limits=limits,
+                top=self.top, **self.more,
+            )  # fmt: skip
+        except ValueError as error:
+            raise RackscaleError(
+                str(error), hint="see --global-batch, and the degrees that are fixed"
+            ) from error
+
+    def _ways_out(self) -> list[str]:
+        """Without the limits, and on more GPUs: the first that fits."""
+        from rackscale.sizing.search import Limits
+
+        if self.limits != Limits():
+            free = self._sized(self.gpus, Limits())
+            if free.fitting:
+                return [
+                    f"without the limits given, {free.fitting:,} layouts fit, the best {free.candidates[0].layout}"
+                ]
+        for doubling in range(1, MORE + 1):
+            gpus = self.gpus << doubling
+            try:
+                enough = self._sized(gpus, Limits())
+            except RackscaleError:
+                continue
+            if enough.fitting:
+                return [
+                    f"on {gpus:,} GPUs {enough.fitting:,} layouts fit, the best {enough.candidates[0].layout}"
+                ]
+        return [f"nothing fits on {self.gpus << MORE:,} GPUs either"]
+
+
+def _question(asked: dict[str, Any]) -> Question:
+    """Raises DocumentError, UnknownNameError and typer.BadParameter."""
+    from rackscale import models
+    from rackscale.sizing.scoring import from_toml
+
+    choices = Choices()
+    model = models.model(asked["model"])
+    recipe = _recipe(asked, choices)
+    limits = _limits(asked)
+    gpus, segment = asked["gpus"], asked["segment"]
+    _check(model, recipe, limits, gpus, segment)
+    tokens = sequence(asked["seq"]) if asked["seq"] else min(TOKENS, model.max_tokens or TOKENS)
+    why = "the model's longest" if tokens < TOKENS else "as Llama 3 is trained at first"
+    choices.add("sequence", tokens, "tokens", given=asked["seq"], why=why)
+    batch = whole(asked["global_batch"]) if asked["global_batch"] else usual_batch(gpus, tokens, recipe.task)
+    why = (
+        f"about {STEP_TOKENS[recipe.task] / 1e6:,.1f} M tokens, and a power of two times or parts of the GPUs"
+    )
+    choices.add("global batch", batch, "sequences", given=asked["global_batch"], why=why)
+    more = {
+        "domain": segment,
+        "run_tokens": None if asked["tokens"] is None else number(asked["tokens"]),
+        "usd_per_gpu_hour": asked["price"],
+        "failures_per_gpu_hour": asked["failures"],
+        "checkpoint_s": asked["checkpoint_stall"],
+        "restart_s": asked["restart"],
+    }
+    for key, unit in (("failures", "1/(GPU h)"), ("checkpoint_stall", "s"), ("restart", "s")):
+        if asked[key] is not None:
+            choices.add(key.replace("_", " "), asked[key], unit, given=True)
+    if asked["constants"] is not None:
+        more["values"], source = from_toml(asked["constants"])
+        choices.add("constants", "of your own", "", given=True, source=source)
+    return Question(
+        model=model, recipe=recipe, gpus=gpus, batch=batch, tokens=tokens, limits=limits, top=asked["top"],
+        more={name: value for name, value in more.items() if value is not None}, choices=choices.made,
+    )  # fmt: skip
+
+
+class Choices:
+    """What was chosen, and by whom."""
+
+    def __init__(self) -> None:
+        self.made: list[Input] = []
+
+    def add(
+        self,
+        name: str,
+        value: float | str,
+        unit: str,
+        *,
+        given: object,
+        why: str = "",
+        source: str = "as given",
+    ) -> None:
+        """`why`: the reason of a default."""
+        from rackscale.sizing.provenance import Input
+
+        is_given = given is not None
+        self.made.append(
+            Input(
+                name=name,
+                value=value,
+                unit=unit,
+                provenance="given" if is_given else "assumed",
+                source=source if is_given else f"default: {why}",
+            )
+        )
+
+
+def _recipe(asked: dict[str, Any], choices: Choices) -> Recipe:
+    from rackscale.sizing.recipe import FAMILIES, NEWEST, OPTIMIZERS, PRECISIONS, TASKS, Recipe
+
+    hardware = catalog.system(asked["system"])
+    usual = "bf16" if hardware.accelerator.fp8_flop_per_s is None else "fp8"
+    year = NEWEST if asked["software_year"] is None else asked["software_year"]
+    recipe = Recipe(
+        system=asked["system"],
+        precision=_choice("--precision", asked["precision"] or usual, PRECISIONS),
+        task=_choice("--task", asked["task"] or "pretrain", TASKS),
+        optimizer=_choice("--optimizer", asked["optimizer"] or "adamw", OPTIMIZERS),
+        family=_choice("--framework", asked["framework"] or "megatron", FAMILIES),
+        year=year,
+    )
+    _ = recipe.architecture  # raises where training is modelled on no such chip
+    for name, value, why in (
+        ("precision", recipe.precision, "FP8 where the chip has it"),
+        ("task", recipe.task, "most of what is trained on so many GPUs"),
+        ("optimizer", recipe.optimizer, "the usual one"),
+        ("framework", recipe.family, "what most measurements are of"),
+    ):
+        choices.add(name, value, "", given=asked[name], why=why)
+    choices.add("software year", year, "", given=asked["software_year"], why="the newest that was measured")
+    return recipe
+
+
+def _limits(asked: dict[str, Any]) -> Limits:
+    from rackscale.sizing.search import Limits
+
+    plain = {f.name: asked[f.name] for f in fields(Limits) if f.name not in {"sharding", "recompute"}}
+    sharding, again = asked["sharding"], asked["recompute"]
+    return Limits(
+        **plain,
+        sharding=None if sharding is None else _choice("--sharding", sharding, ("zero1", "fsdp")),
+        recompute=None if again is None else RECOMPUTE[_choice("--recompute", again, tuple(RECOMPUTE))],
+    )
+
+
+def usual_batch(gpus: int, tokens: int, task: str) -> int:
+    """Sequences per step: the GPUs times a power of two (or divided by one), near the usual tokens of a step.
+
+    So every layout whose replicas are a divisor of the GPUs finds a batch that it can share out.
+    """
+    wanted = STEP_TOKENS[task] / tokens
+    halvings = (gpus & -gpus).bit_length() - 1
+    choices = [gpus >> n for n in range(halvings, 0, -1)] + [gpus << n for n in range(32)]
+    return min(choices, key=lambda batch: abs(log2(batch / wanted)))
 
 
 def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int | None) -> None:
     """Raises DocumentError with everything that can't be, before anything is searched."""
-    problems = []
-    for name in ("tp", "pp", "cp", "ep"):
-        degree = getattr(limits, name)
-        if degree is not None and gpus % degree:
-            problems.append(f"--{name} {degree}: {gpus} GPUs are not a multiple of it")
-    if segment is not None and (gpus % segment or segment > recipe.hardware.gpus):
+    chip, hardware = recipe.hardware.accelerator, recipe.hardware
+    problems = [
+        f"--{name} {degree}: {gpus:,} GPUs are not a multiple of it"
+        for name in ("tp", "pp", "cp", "ep")
+        if (degree := cast("int | None", getattr(limits, name))) is not None and gpus % degree
+    ]
+    if segment is not None and (segment > hardware.gpus or gpus % segment):
         problems.append(
-            f"--segment {segment}: a domain of {recipe.system} has {recipe.hardware.gpus} GPUs, and {gpus} must be a"
+            f"--segment {segment}: a domain of {hardware.name} has {hardware.gpus} GPUs, and {gpus:,} must be a"
             " multiple of it"
         )
-    if recipe.precision == "nvfp4" and recipe.hardware.accelerator.fp4_flop_per_s is None:
-        problems.append(f"--precision nvfp4: {recipe.chip} has no FP4; bf16 or fp8")
-    if recipe.precision != "bf16" and recipe.hardware.accelerator.fp8_flop_per_s is None:
-        problems.append(f"--precision {recipe.precision}: {recipe.chip} has no FP8; bf16")
-    if recipe.precision == "mxfp8" and recipe.architecture != "blackwell":
-        problems.append(f"--precision mxfp8: {recipe.chip} has no block scales; fp8 or fp8-block")
+    if recipe.precision == "nvfp4" and chip.fp4_flop_per_s is None:
+        problems.append(f"--precision nvfp4: {chip.name} has no FP4; say bf16 or fp8")
+    elif recipe.precision != "bf16" and chip.fp8_flop_per_s is None:
+        problems.append(f"--precision {recipe.precision}: {chip.name} has no FP8; say bf16")
+    elif recipe.precision == "mxfp8" and recipe.architecture != "blackwell":
+        problems.append(f"--precision mxfp8: {chip.name} has no block scales; say fp8 or fp8-block")
     if limits.pp is not None and limits.pp > model.depth:
         problems.append(f"--pp {limits.pp}: {model.name} has {model.depth} layers")
     if problems:
         raise DocumentError(problems)
-
-
-def read_constants(path: Path) -> dict[str, float]:
-    """A file that `calibrate` wrote. Raises DocumentError with all that is wrong with it."""
-    from rackscale.sizing.constants import constants, fitted
-
-    try:
-        given = tomllib.loads(path.read_text("utf-8")).get("constants", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DocumentError([f"{path}: {error}"]) from error
-    known = constants()
-    problems = []
-    for name, value in given.items():
-        if name not in known:
-            hint = did_you_mean(name, known)
-            problems.append(f"{path}: there is no constant {name!r}" + (f" ({hint})" if hint else ""))
-        elif not isinstance(value, int | float) or value <= 0:
-            problems.append(f"{path}: {name}: {value!r} is not a number above 0")
-    if problems:
-        raise DocumentError(problems)
-    return {**fitted(), **given}
-
-
-File = Annotated[Path, typer.Argument(help="A CSV table of measured steps.", show_default=False)]
-
-
-def score(
-    file: File,
-    constants: Annotated[
-        Path | None,
-        typer.Option("--constants", help="Of your own fleet, as `rackscale calibrate` writes them."),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Predict every measured step of a table, and say how far off it was, row by row and in summary.
-
-    Columns (* needed): row_id, source_id, source_date, system*, nic_gbps_per_gpu, model*, layers, precision, task,
-    framework, num_gpus*, global_batch_size*, micro_batch_size, seq_len*, tp*, pp*, cp, vp, ep, etp, dp_type, recompute,
-    offload, cuda_graph, comm_overlap, memory_gib, and step_time_s or tokens_per_s_per_gpu*. Rows that can't be read are
-    named with the reason.
-
-    Examples: `rackscale score measured.csv`, `rackscale score ours.csv --constants ours.toml --json`
-    """
-    from rackscale.report import sizing as report
-    from rackscale.sizing import scoring
-
-    found = scoring.score(file, values=None if constants is None else read_constants(constants))
-    show(found, report.score(found), json=json)
-    if not found.rows:
-        raise typer.Exit(FAILED)
-
-
-def calibrate(
-    file: File,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Write the constants here (TOML).")] = None,
-    json: JsonOption = False,
-) -> None:
-    """Sharpen the model on your own fleet's measured steps, and show the error before and after.
-
-    Every fifth row is held back: errors are of those, which the constants have not seen. The constants written are
-    then fitted to all rows.
-
-    Examples: `rackscale calibrate ours.csv --out ours.toml`, then
-    `rackscale size llama-3.1-70b --system p5 --gpus 64 --constants ours.toml`
-    """
-    from rackscale.report import sizing as report
-    from rackscale.sizing import scoring
-
-    with err.status("fitting"):
-        found = scoring.calibrate(file)
-    if out_file is not None:
-        out_file.write_text(scoring.as_toml(found, file), "utf-8")
-    if json:
-        print_json(found)
-        return
-    out.print(report.calibration(found))
-    if out_file is not None:
-        out.print(f"written: {out_file}", markup=False)
-
-
-__all__ = ["DocumentError", "RackscaleError", "UnknownNameError", "register"]

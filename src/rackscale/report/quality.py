@@ -13,7 +13,7 @@ from rich.text import Text
 from rackscale.capacity.quality import Quality, Share
 from rackscale.capacity.waits import Spread
 from rackscale.report.tables import plain
-from rackscale.report.words import duration
+from rackscale.report.words import duration, percent
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 72
@@ -65,11 +65,6 @@ def _curve(name: str, meaning: str, share: Share, colour: str) -> Text:
     return Text.assemble(
         f"{name}  ", (sparkline(share.curve), colour), f"  mean {percent(share.mean)}  ", (meaning, "dim")
     )
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """`93.5%`; a dash for None."""
-    return "-" if share is None else f"{share:.{digits}%}"
 
 
 def _waits(found: Quality) -> Table:

@@ -24,6 +24,11 @@ def duration(seconds: float | None) -> str:
     return f"{days} d {hours} h"
 
 
+def percent(share: float | None, digits: int = 1) -> str:
+    """`93.5%`; a dash for None."""
+    return "-" if share is None else f"{share:.{digits}%}"
+
+
 def gpu_hours(gpu_s: float) -> str:
     """GPU-seconds as GPU-hours, with enough digits to mean something."""
     hours = gpu_s / 3600

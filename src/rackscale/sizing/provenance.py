@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from msgspec import Struct
 
 from rackscale.catalog import Provenance
 from rackscale.models.description import Model
 from rackscale.sizing.recipe import NEWEST, Recipe
+
+Basis: TypeAlias = Provenance | Literal["given"]
+"""Where an input comes from; given: by whoever asked."""
 
 
 class Input(Struct, frozen=True, kw_only=True):
@@ -15,7 +20,7 @@ class Input(Struct, frozen=True, kw_only=True):
     name: str
     value: float | str | None
     unit: str
-    provenance: Provenance
+    provenance: Basis
     source: str
 
 
@@ -95,7 +100,11 @@ def inputs(
     if usd_per_gpu_hour is not None:
         found.append(
             Input(
-                name="price", value=usd_per_gpu_hour, unit="USD/(GPU h)", provenance="assumed", source="given"
+                name="price",
+                value=usd_per_gpu_hour,
+                unit="USD/(GPU h)",
+                provenance="given",
+                source="as given",
             )
         )
     elif price is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,15 +12,17 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
-from rackscale.errors import DocumentError
+from rackscale.errors import DocumentError, did_you_mean
 from rackscale.sizing import bands, calibration
 from rackscale.sizing.calibration import Errors
-from rackscale.sizing.constants import fitted
+from rackscale.sizing.constants import constants, fitted
 from rackscale.sizing.layout import Array
 from rackscale.sizing.measurements import Measurement, Unread, read
 
 HELD_BACK = 5
 """One row in so many is held back when a user calibrates."""
+FEW = 25
+"""Below so many rows each fifth is held back in its turn: errors of one fifth alone would be luck."""
 FEWEST = 5
 SUMMARIES: dict[str, Callable[[Measurement], str]] = {
     "system": lambda row: row.recipe.system,
@@ -108,6 +113,7 @@ class Calibrated(Struct, frozen=True, kw_only=True):
 
     rows: int
     held_back: int
+    """Rows that the errors are of: each predicted by constants that have not seen it."""
     unread: tuple[Unread, ...]
     before: Errors
     after: Errors
@@ -117,30 +123,32 @@ class Calibrated(Struct, frozen=True, kw_only=True):
 
 
 def calibrate(path: Path) -> Calibrated:
-    """Fits to all rows but one in five, measures on those, then fits to all.
+    """Fits to all rows but one in five, measures on those, then fits to all; of few rows each fifth in its turn.
 
-    The published constants are where it starts and what it stays near, by their spreads (constants.toml). Raises DocumentError for a file with too few rows, ExecutorError without SciPy.
+    The published constants are where it starts and what it stays near, by their spreads (constants.toml). Raises
+    DocumentError for a file with too few rows, ExecutorError without SciPy.
     """
     rows, unread = read(path)
     if len(rows) < FEWEST:
         reasons = [f"{path}: {bad.row}: {bad.reason}" for bad in unread]
         raise DocumentError([f"{path}: {len(rows)} rows can be read; calibration needs {FEWEST}", *reasons])
     problem = calibration.problem(rows)
-    held = np.arange(len(rows)) % HELD_BACK == HELD_BACK - 1
     published = dict(fitted())
-    seen = calibration.fit(problem.take(~held), start=published, reruns=False)
+    turns = range(HELD_BACK) if len(rows) < FEW else (HELD_BACK - 1,)
+    before, after = [], []
+    for turn in turns:
+        held = np.arange(len(rows)) % HELD_BACK == turn
+        seen = calibration.fit(problem.take(~held), start=published, reruns=False)
+        before.append(_ratio(problem, published)[held])
+        after.append(_ratio(problem, seen)[held])
     values = calibration.fit(problem, start=published, reruns=False)
-
-    def ratio(constants: Mapping[str, float]) -> Array:
-        predicted = problem.predict(calibration.logs_of(constants)).seconds
-        return np.asarray((predicted / problem.seconds)[held])
 
     return Calibrated(
         rows=len(rows),
-        held_back=int(held.sum()),
+        held_back=sum(map(len, after)),
         unread=tuple(unread),
-        before=calibration.errors(ratio(published)),
-        after=calibration.errors(ratio(seen)),
+        before=calibration.errors(np.concatenate(before)),
+        after=calibration.errors(np.concatenate(after)),
         constants=values,
         moved={
             name: v / published[name] for name, v in values.items() if abs(v / published[name] - 1) > 0.01
@@ -148,13 +156,52 @@ def calibrate(path: Path) -> Calibrated:
     )
 
 
+def _ratio(problem: calibration.Problem, constants: Mapping[str, float]) -> Array:
+    return np.asarray(problem.predict(calibration.logs_of(constants)).seconds / problem.seconds)
+
+
 def as_toml(found: Calibrated, path: Path) -> str:
     """A file for `--constants`."""
     lines: Iterable[str] = (
-        f"# Fitted to {found.rows} rows of {path.name} on {datetime.now(UTC):%Y-%m-%d} by `rackscale calibrate`.",
-        f"# On {found.held_back} rows held back: median error {found.before.median:.1%} before, {found.after.median:.1%} after.",
+        "# Written by `rackscale calibrate`; `rackscale size` and `score` take it as --constants.",
+        "",
+        "[provenance]",
+        f"file = {json.dumps(path.name)}",
+        f"rows = {found.rows}",
+        f'date = "{datetime.now(UTC):%Y-%m-%d}"',
+        f"rows_held_back = {found.held_back}",
+        f"median_error_before = {found.before.median:.4f}",
+        f"median_error_after = {found.after.median:.4f}",
         "",
         "[constants]",
         *(f'"{name}" = {value:.6g}' for name, value in found.constants.items()),
     )
     return "\n".join(lines) + "\n"
+
+
+def from_toml(path: Path) -> tuple[dict[str, float], str]:
+    """The constants of a file that `as_toml` wrote, and where they come from.
+
+    Constants that it lacks are the published ones. Raises DocumentError with all that is wrong with it.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DocumentError([f"{path}: {error}"]) from error
+    given, known = table.get("constants"), constants()
+    if not isinstance(given, dict) or not given:
+        raise DocumentError(
+            [f"{path}: there is no table [constants]; `rackscale calibrate --out` writes one"]
+        )
+    problems = []
+    for name, value in given.items():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            problems.append(f"{path}: there is no constant {name!r}" + (f" ({hint})" if hint else ""))
+        elif type(value) not in {int, float} or not 0 < value < math.inf:
+            problems.append(f"{path}: {name}: {value!r} is not a number above 0")
+    if problems:
+        raise DocumentError(problems)
+    told = table.get("provenance", {})
+    source = f"{path}: fitted to {told.get('rows')} rows of {told.get('file')}, {told.get('date')}"
+    return {**fitted(), **given}, source if told else str(path)

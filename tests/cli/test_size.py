@@ -1,0 +1,194 @@
+"""`rackscale size`, as a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import rackscale
+
+SIZE = ("size", "llama3.1-70b", "--train", "--system", "u-p6e-gb300x72", "--gpus", "64")
+P5 = ("size", "llama3.1-70b", "--system", "p5", "--gpus", "8")
+
+
+def inputs(found: Any) -> dict[str, Any]:
+    return {one["name"]: one for one in found["inputs"]}
+
+
+def test_ranked_layouts_with_band_memory_and_shape() -> None:
+    text = rackscale(*SIZE, "--tokens", "2T").out
+    for part in (
+        "llama3.1-70b on 64 x GB300",
+        "8 in 10 within",
+        "MFU",
+        "exposed",
+        "memory of 1: ",
+        "segments 1, nodes_per_segment 16",
+        "goodput",
+        "a checkpoint every",
+        "2 T tokens:",
+        "assumed: failures",
+    ):
+        assert part in text
+
+
+def test_explain_draws_where_time_and_memory_go() -> None:
+    text = rackscale(*SIZE, "--explain", "--top", 2).out
+    for part in (
+        "where the time goes",
+        "█",
+        "matrix products",
+        "optimizer",
+        "parameters",
+        "NVIDIA",
+        "assumed",
+    ):
+        assert part in text
+
+
+def test_json_is_everything() -> None:
+    found = rackscale(*SIZE, "--tokens", "2T", "--json", "--top", 3).json
+    assert len(found["candidates"]) == 3
+    assert [c["step_s"] for c in found["candidates"]] == sorted(c["step_s"] for c in found["candidates"])
+    best = found["candidates"][0]
+    assert sum(best["seconds"].values()) == pytest.approx(best["step_s"])
+    assert sum(best["bytes"].values()) == pytest.approx(best["total_bytes"])
+    assert best["low_s"] < best["step_s"] < best["high_s"]
+    assert best["offer"]["shape"]["segments"] == 1
+    ideal_s = 2e12 / (best["tokens_per_s_per_gpu"] * 64)
+    assert found["run_s"] * found["goodput"]["share"] == pytest.approx(ideal_s)
+
+
+def test_every_choice_says_who_made_it() -> None:
+    usual = inputs(rackscale(*SIZE, "--json").json)
+    assert (usual["precision"]["value"], usual["precision"]["provenance"]) == ("fp8", "assumed")
+    assert (usual["sequence"]["value"], usual["global batch"]["value"]) == (8192, 2048)
+    assert usual["failures"]["provenance"] == "assumed"
+    given = (
+        "--precision",
+        "bf16",
+        "--seq",
+        "4k",
+        "--global-batch",
+        "512",
+        "--failures",
+        "1e-5",
+        "--price",
+        "3",
+    )
+    found = rackscale(*SIZE, *given, "--json").json
+    chosen = inputs(found)
+    values = {
+        name: chosen[name]["value"] for name in ("precision", "sequence", "global batch", "failures", "price")
+    }
+    assert values == {
+        "precision": "bf16", "sequence": 4096, "global batch": 512, "failures": 1e-5, "price": 3.0,
+    }  # fmt: skip
+    assert {chosen[name]["provenance"] for name in values} == {"given"}
+    best = found["candidates"][0]
+    assert best["usd_per_million_tokens"] == pytest.approx(3.0 / 3600 / best["tokens_per_s_per_gpu"] * 1e6)
+    assert "given: " in rackscale(*SIZE, *given).out
+
+
+def test_a_fine_tuning_takes_smaller_steps_and_an_old_chip_no_fp8() -> None:
+    found = rackscale(
+        "size", "llama3-8b", "--system", "dgx-a100", "--gpus", 8, "--task", "lora", "--json"
+    ).json
+    assert found["global_batch"] * found["tokens"] == 2**19
+    assert inputs(found)["precision"]["value"] == "bf16"
+
+
+def test_degrees_can_be_fixed() -> None:
+    found = rackscale(
+        *SIZE, "--tp", 4, "--pp", 2, "--recompute", "none", "--sharding", "zero1", "--json"
+    ).json
+    assert {(c["layout"]["tp"], c["layout"]["pp"]) for c in found["candidates"]} == {(4, 2)}
+    assert {c["layout"]["sharding"] for c in found["candidates"]} == {"zero1"}
+
+
+def test_segments_are_what_was_asked_for() -> None:
+    found = rackscale(*SIZE, "--segment", 16, "--json").json
+    shape = found["candidates"][0]["offer"]["shape"]
+    assert (shape["segments"], shape["nodes_per_segment"]) == (4, 4)
+
+
+def test_nothing_fails_and_goodput_is_whole() -> None:
+    found = rackscale(*SIZE, "--failures", 0, "--json").json
+    assert found["goodput"]["share"] == 1.0
+    assert "nothing fails" in rackscale(*SIZE, "--failures", 0).out
+
+
+def test_a_config_json_is_a_model(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 16, "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    found = rackscale("size", tmp_path / "config.json", "--system", "p5", "--gpus", 8, "--json").json
+    assert found["tokens"] == 4096
+    assert found["fitting"] > 0
+
+
+def test_what_does_not_fit_fails_with_what_to_change() -> None:
+    done = rackscale("size", "llama3.1-405b", "--system", "p5", "--gpus", 8, code=1)
+    for part in ("nothing fits in memory", "too much", "optimizer", "GPUs", "layouts fit, the best"):
+        assert part in done.out
+    assert "for the scheduler" not in done.out
+    found = rackscale("size", "llama3.1-405b", "--system", "p5", "--gpus", 8, "--json", code=1).json
+    assert found["fitting"] == 0
+    assert len(found["advice"]) > 2
+
+
+def test_limits_that_keep_everything_out_are_named() -> None:
+    limits = ("--tp", 1, "--pp", 1, "--sharding", "zero1", "--recompute", "none")
+    done = rackscale("size", "llama3.1-405b", "--system", "p5", "--gpus", 512, *limits, code=1)
+    assert "without the limits given" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("size", "lama3.1-70b", "--system", "p5", "--gpus", "8"), 1, ["lama3.1-70b", "did you mean 'llama3.1-70b'?"]),
+        (("size", "llama3.1-70b", "--system", "p55", "--gpus", "8"), 1, ["p55", "did you mean 'p5'?"]),
+        (("size", "absent/config.json", "--system", "p5", "--gpus", "8"), 1, ["absent/config.json"]),
+        (("size", "llama3.1-70b", "--system", "local", "--gpus", "8"), 1, ["CPU"]),
+        ((*P5, "--precision", "fp9"), 2, ["fp9", "did you mean 'fp8'?"]),
+        ((*P5, "--task", "prtrain"), 2, ["did you mean 'pretrain'?"]),
+        ((*P5, "--optimizer", "adam"), 2, ["did you mean 'adamw'?"]),
+        ((*P5, "--framework", "megatrn"), 2, ["did you mean 'megatron'?"]),
+        ((*P5, "--sharding", "zero9"), 2, ["did you mean 'zero1'?"]),
+        ((*P5, "--tokens", "lots"), 2, ["lots", "15T"]),
+        ((*P5, "--global-batch", "1.5"), 2, ["1.5", "whole"]),
+        ((*P5, "--gpus", "0"), 2, ["--gpus"]),
+        ((*P5, "--precision", "nvfp4", "--tp", "3", "--pp", "99"), 1, ["--tp 3", "--pp 99", "no FP4", "problems"]),
+        ((*P5, "--precision", "mxfp8"), 1, ["has no block scales"]),
+        ((*P5, "--segment", "16"), 1, ["--segment 16"]),
+        ((*P5, "--serve"), 1, ["not there yet"]),
+        ((*P5, "--constants", "absent.toml"), 1, ["absent.toml"]),
+        (("size", "llama3.1-70b", "--system", "p5", "--gpus", "7", "--global-batch", "3"), 1, ["evenly"]),
+        (("size", "llama3.1-70b", "--system", "p5"), 2, ["--gpus"]),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_mistakes_are_explained(arguments: tuple[str, ...], code: int, words: list[str]) -> None:
+    done = rackscale(*arguments, code=code)
+    said = " ".join(done.err.replace("│", " ").split())
+    for word in words:
+        assert word in said
+    assert done.out == ""
+
+
+def test_constants_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "ours.toml"
+    file.write_text('[constants]\n"clock.hoper.bf16" = 1.0\n"jitter" = -1\n"ring" = nan\n', "utf-8")
+    done = rackscale(*SIZE, "--constants", file, code=1)
+    for part in ("clock.hoper.bf16", "clock.hopper.bf16", "jitter", "ring", "3 problems"):
+        assert part in done.err
+    file.write_text("constants = 3\n", "utf-8")
+    assert "no table [constants]" in rackscale(*SIZE, "--constants", file, code=1).err
+    file.write_text("[constants\n", "utf-8")
+    assert "ours.toml" in rackscale(*SIZE, "--constants", file, code=1).err
