@@ -9,6 +9,7 @@ from rich.text import Text
 
 from rackscale.report.tables import plain
 from rackscale.report.words import duration, percent
+from rackscale.sizing.memory import TIGHT
 from rackscale.sizing.provenance import Input
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.size import Candidate, Sizing
@@ -112,7 +113,12 @@ def _memory_in_words(one: Candidate, room: float | None) -> str:
     parts = sorted(one.bytes.items(), key=lambda part: -part[1])
     told = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in parts if size >= 5e7)
     of = "" if room is None else f" of {room / 1e9:,.0f}"
-    return f"{one.total_bytes / 1e9:,.0f}{of} GB: {told}"
+    close = (
+        ""
+        if room is None or one.total_bytes * (1.0 + TIGHT) <= room
+        else "; nearer to full than the estimate is sure"
+    )
+    return f"{one.total_bytes / 1e9:,.0f}{of} GB: {told}{close}"
 
 
 def _goodput(found: Sizing) -> str:
