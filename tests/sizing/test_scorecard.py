@@ -24,7 +24,7 @@ def test_every_row_is_in_the_table_and_in_the_picture(tmp_path: Path) -> None:
         {"row_id": "a3", "system": "gb200_nvl72", "step_time_s": "5.0"},
         {"row_id": "bad", "system": "abacus"},
     )
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         "-m",
         "benchmarks.scorecard",
