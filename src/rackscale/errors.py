@@ -57,7 +57,20 @@ class ExecutorError(RackscaleError):
     """An executor can't do what a plan asks of it."""
 
 
+LEAST_PART = 3
+"""Letters that a part of a name must have to be taken for one."""
+MOST_MEANT = 3
+"""So many names are proposed at once."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The nearest known name as a question, or None when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """The nearest known name as a question, or None when nothing is near.
+
+    Names of which it is a part are nearer than those that only look alike: `gb300` is meant for `u-p6e-gb300x72`.
+    """
+    names = list(dict.fromkeys(known))
+    within = [n for n in names if name.lower() in n.lower()] if len(name) >= LEAST_PART else []
+    if 1 < len(within) <= MOST_MEANT:
+        return f"did you mean {' or '.join(map(repr, within))}?"
+    near = difflib.get_close_matches(name, within or names, n=1, cutoff=0.0 if within else 0.6)
     return f"did you mean {near[0]!r}?" if near else None

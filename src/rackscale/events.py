@@ -94,7 +94,7 @@ REASONS = {
     "spare": "a failed node was replaced by a free node of the same domain",
     "moved-segment": "no free node was left in the domain, so the segment moved to another domain",
     "own-spare": "a failed node was replaced by a spare of the gang's own",
-    "preempted-for": "its nodes are cleared for a gang of higher priority; this set of victims loses the least",
+    "preempted-for": "its nodes are cleared for a gang of higher priority; no cheaper set of victims was found",
     "reclaimed-for": "it runs on nodes that its queue borrowed, and whose queue is owed them wants them back",
     "shrunk-for": "some of its nodes are cleared for another gang; it goes on with the rest",
     "shrunk": "no replacement was found for a failed node, so it goes on with fewer nodes",
@@ -106,11 +106,12 @@ REASONS = {
     "lemon": "the node failed too often",
     "booking-over": "the booking that it ran in is over",
     "booked": "its nodes are kept for a booking",
+    "booking-mended": "a node of the booking went out of use, and others are kept instead",
     "reserved": "nobody behind it may delay its start",
-    "no-longer-reserved": "it started, ended, or fell behind in the order",
+    "no-longer-reserved": "it started, ended or fell behind in the order, or nobody knows when there will be room",
     "no-replacement": "a node failed and no replacement fits anywhere",
     "cleared-domain": "nodes are held for this gang while victims leave",
-    "claim-broken": "a claimed node is no longer usable",
+    "claim-broken": "a claimed node is no longer usable, or not for as long as the gang takes",
     "cancelled": "its owner cancelled it",
     "never-fits": "no domain of this fleet could ever hold it",
     "unknown-priority": "the policy does not define its priority class",
@@ -218,7 +219,7 @@ class Unreserve(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hold(Struct, frozen=True, kw_only=True, tag=True):
-    """A booking begins: these nodes are kept for its jobs."""
+    """A booking begins, or gets other nodes than before: these are kept for its jobs."""
 
     booking: str
     binding: Binding

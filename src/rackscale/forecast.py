@@ -30,8 +30,9 @@ def forecast(
 ) -> tuple[Forecast, ...]:
     """When the jobs `names` start, work and end if `inputs` happen to `state` now. The state is not touched.
 
-    `moved`: live jobs that have to leave; theirs is when they start and work again. A service starts when its last
-    replica does. `now_s`: the present, where it is later than the last event that the state knows.
+    `moved`: live gangs that have to leave; theirs is when they start and work again, or `end_s` alone where they end
+    before they have to. A service starts when its last replica does. `now_s`: the present, where it is later than the
+    last event that the state knows.
 
     Times are on the state's clock, seconds; None: not within the horizon, or nobody knows how long the job takes.
     """
@@ -56,11 +57,11 @@ class _Watch:
     def __init__(self, state: FleetState, names: Iterable[str], moved: Iterable[str]) -> None:
         self.state, self.at_s = state, state.now_s
         self.events = 0
-        self._moved = frozenset(moved)
+        self._moved = dict.fromkeys(moved)
         self._names = tuple(dict.fromkeys((*names, *self._moved)))
         self.open = dict.fromkeys(self._names)
         self._gangs: dict[str, tuple[str, ...]] = {}
-        """Job -> its gangs, from when it is submitted."""
+        """Job -> its gangs, from when it is submitted; a gang that moves -> itself."""
         self._jobs: dict[str, str] = {}
         """Gang -> its job. The state can't say: a gang may have ended in the cycle in which it began to work."""
         self._start: dict[str, float] = {}
@@ -68,7 +69,9 @@ class _Watch:
         self._end: dict[str, float] = {}
         self._victims: dict[str, dict[str, float]] = {name: {} for name in self._names}
         for name in self._names:
-            if name in state.jobs:
+            if name in self._moved:
+                self._gangs[name], self._jobs[name] = (name,), name
+            elif name in state.jobs:
                 self._know(state.jobs[name])
         for gang in state.gangs.values():
             if gang.job in self._gangs and gang.job not in self._moved:
@@ -90,11 +93,12 @@ class _Watch:
         elif isinstance(event, Decided):
             self._decided(event)
         for name in [n for n in self.open if n in self._gangs]:
+            moves = name in self._moved
             job = self.state.jobs.get(name)
-            if job is None:
+            if name not in self.state.gangs if moves else job is None:
                 self._end[name] = self.state.now_s
                 del self.open[name]
-            elif (job.kind == "service" or name in self._moved) and self._all(
+            elif (moves or (job is not None and job.kind == "service")) and self._all(
                 name, self._running
             ) is not None:
                 del self.open[name]

@@ -84,6 +84,10 @@ class Program(Struct, frozen=True, kw_only=True):
     """None: one rank per GPU of the node."""
 
 
+LONGEST_RETRY_S = 300.0
+"""No pause between a program's failure and its next start is longer, seconds. Assumed: as Kubernetes caps its own."""
+
+
 class Durability(Struct, frozen=True, kw_only=True):
     """What a job loses when it is stopped, as its owner states it."""
 
@@ -97,6 +101,13 @@ class Durability(Struct, frozen=True, kw_only=True):
     """Seconds from start to productive work."""
     max_restarts: Annotated[int, Meta(ge=0)] = 3
     """Failures of the program itself (not of nodes) that are retried."""
+    retry_delay_s: Seconds = 10.0
+    """Seconds between the first such failure and the next start; twice as long after each further one, and at most
+    `LONGEST_RETRY_S`. Assumed: what Kubernetes does with containers that crash."""
+
+    def pause_s(self, failures: int) -> float:
+        """Seconds before the next start after so many failures of the program."""
+        return min(LONGEST_RETRY_S, self.retry_delay_s * 2.0 ** min(failures - 1, 64))
 
 
 class Job(Struct, frozen=True, kw_only=True):

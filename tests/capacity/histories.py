@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from rackscale import events as ev
-from rackscale.workload import Job, JobKind, Policy, Shape
+from rackscale.workload import Durability, Job, JobKind, Policy, Shape
 
 KINDS: tuple[JobKind, ...] = ("training", "batch")
 WHY_LEAVE = ("preempted-for", "reclaimed-for", "drain", "maintenance", "expired", "booking-over")
@@ -78,6 +78,7 @@ class Teller:
             name=f"j{self.jobs}", kind=self.random.choice(KINDS), cpu_only=self.random.random() < 0.1,
             queue=self.random.choice("qr"), priority=self.random.choice(("high", "low")),
             shape=Shape(segments=self.random.randint(1, 2), nodes_per_segment=self.random.randint(1, 2)),
+            durability=Durability(max_restarts=1000),
         )  # fmt: skip
         self.jobs += 1
         self.waiting[job.name] = job

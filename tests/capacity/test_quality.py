@@ -29,7 +29,7 @@ from rackscale.events import (
     Start,
     Submitted,
 )
-from rackscale.workload import Job, Nearness, Shape
+from rackscale.workload import Durability, Job, Nearness, Shape
 from tests.capacity.clerk import Clerk
 from tests.capacity.histories import histories
 
@@ -257,3 +257,38 @@ def test_who_waits_at_the_end_and_who_was_cancelled_are_told_apart() -> None:
         20.0,
         20.0,
     )
+
+
+def test_a_job_that_failed_for_good_is_not_waited_for() -> None:
+    """Once it is retried, and then given up: what it is submitted again for is another story."""
+    job = Job(name="a", kind="batch", shape=Shape(), durability=Durability(max_restarts=1))
+    binding = (Segment(domain="d0", nodes=(0,)),)
+
+    def starts(at_s: float, attempt: int) -> Decided:
+        return decided(at_s, Start(gang="a", attempt=attempt, binding=binding, reason=FITS))
+
+    story: list[Event] = [
+        Delivered(at_s=0.0, domains=fleet("xx")), Submitted(at_s=0.0, job=job), starts(0.0, 1)
+    ]  # fmt: skip
+    for attempt, at_s in ((1, 10.0), (2, 30.0)):
+        story += [
+            GangRunning(at_s=at_s, gang="a", attempt=attempt),
+            GangEnded(at_s=at_s + 10.0, gang="a", attempt=attempt, outcome="failed"),
+        ]
+        if attempt == 1:
+            (waits,) = measure(story, until_s=25.0).recoveries
+            assert (waits.cause, waits.times.done, waits.times.open) == ("program-failed", 0, 1)
+            story.append(starts(30.0, 2))
+    (found,) = measure(story, until_s=500.0).recoveries
+    assert (found.cause, found.times.done, found.times.open, found.times.max_s) == (
+        "program-failed",
+        1,
+        0,
+        10.0,
+    )
+    story += [
+        Submitted(at_s=600.0, job=job),
+        starts(600.0, 3),
+        GangRunning(at_s=610.0, gang="a", attempt=3),
+    ]
+    assert measure(story, until_s=700.0).recoveries == (found,)

@@ -65,9 +65,16 @@ def test_a_job_is_applied_explained_logged_cancelled_and_audited(
     assert "runs on c/us-000" in fleet("why", "life").out
     (holder,) = fleet("why", "us-000", "--json").json["room"]["held_by"]
     assert holder["gang"] == "life"
-    assert "life holds 1 nodes" in fleet("why", "us-000/n00").out
+    assert (
+        "1 node free to gangs beside 0 spares; 0 out of use\n  life holds 1 node,"
+        in fleet("why", "us-000").out
+    )
+    assert "life holds it, expected to end in" in fleet("why", "us-000/n00").out
+    assert fleet("why", "us-000/n01").out == "c/us-000/n01  FREE\n  it is free\n"
     hint = fleet("why", "lif", code=1).err
-    assert hint == "rackscale: there is no job, NVLink domain or node 'lif'; did you mean 'life'?\n"
+    assert hint == (
+        "rackscale: there is no job, NVLink domain, node, booking or maintenance 'lif'; did you mean 'life'?\n"
+    )
     shown = fleet("status", "--json").json
     assert shown["controller"]
     assert [(gang["name"], gang["status"]) for gang in shown["state"]["gangs"]] == [("life", "running")]
@@ -90,6 +97,14 @@ def test_logs_are_followed_until_the_end(fleet: Fleet, tmp_path: Path) -> None:
     followed = fleet("logs", "short", "-f", "--rank", 0, "-n", 100).out.splitlines()
     assert followed == [f"turn {turn} of short" for turn in range(1, 16)]
     assert fleet.ended("short") == "finished"
+    planned = fleet("plan", tmp_path / "short.yaml")
+    assert "short will run again: finished" in planned.out
+    (again,) = fleet("plan", tmp_path / "short.yaml", "--json").json["again"]
+    assert (again["job"], again["outcome"]) == ("short", "finished")
+    applied = fleet("apply", tmp_path / "short.yaml").out
+    assert "short will run again: finished" in applied
+    assert "submitted 1 job (again: short, finished" in applied
+    fleet("cancel", "short")
 
 
 def test_a_plan_that_no_longer_holds_is_refused_and_both_are_shown(fleet: Fleet, tmp_path: Path) -> None:
@@ -155,9 +170,14 @@ def test_nodes_are_booked_and_maintained_and_given_back(
         "---\nkind: Maintenance\nname: fans\ndomain: us-001\nnodes: [1]\nfrom: in 2h\nuntil: in 3h\n"
     )
     applied = fleet("apply", file).out
-    assert "planned fans on c/us-001, which begins in 2 h 00 and lasts 60 min" in applied
+    assert "planned fans on c/us-001/n01, which begins in 2 h 00 and lasts 60 min" in applied
     assert "booked review, which begins at once and lasts 60 min" in applied
     [kept] = eventually(lambda: fleet.state.machines.calendar.holding.get("review"), within_s=30)
+    assert f"its nodes are kept on {kept.domain}" in fleet("why", "review").out
+    assert fleet("why", "@review", "--json").json["status"] == "kept"
+    assert "maintenance of c/us-001/n01: it begins in 2 h 00" in fleet("why", "fans").out
+    assert [plan["name"] for plan in fleet("why", "--json").json] == ["review", "fans"]
+    assert "fans" in fleet("status").out
     inside = loop(tmp_path, "inside", nodes=2)
     inside.write_text(inside.read_text() + "booking: review\n")
     fleet("apply", inside)
@@ -169,7 +189,9 @@ def test_nodes_are_booked_and_maintained_and_given_back(
     assert "called off fans" in fleet("unmaintain", "fans").out
     twice = ("maintain", "us-000/n01", "--from", "1h", "--until", "2036-12-01T02:00Z", "--name", "psu")
     assert fleet(*twice, "--json").json["outcome"] == "done"
-    assert "a different maintenance of this name exists" in fleet(*twice, code=1).err
+    assert "psu is planned already, which begins in 60 min" in fleet(*twice).out
+    other = ("maintain", "us-000/n00", "--from", "1h", "--until", "2h", "--name", "psu")
+    assert "call it off first: rackscale unmaintain psu" in fleet(*other, code=1).err
     fleet("unmaintain", "psu")
     later = fleet("book", "--name", "later", "--nodes", 2, "--from", "1h", "--until", "2h", "--json").json
     assert later["outcome"] == "done"
@@ -242,3 +264,33 @@ def test_a_killed_controller_comes_back_and_the_job_goes_on(
     assert of_site(site) == []
     assert fleet.ended("survivor") == "cancelled"
     assert "no controller runs" in fleet("down", code=1).err
+
+
+def test_up_takes_the_site_s_bookings_and_maintenance(site: Path, tmp_path: Path) -> None:
+    plans = site / "plans.yaml"
+    plans.write_text("kind: Booking\nname: review\nqueue: research\nnodes: 2\nfrom: 10:00\nuntil: in 2h\n")
+    assert "a live site does not know since when this counts" in rackscale("up", site, code=1).err
+    assert not (site / ".rackscale").exists()
+    plans.write_text(
+        "kind: Booking\nname: review\nqueue: research\nnodes: 2\nfrom: in 1h\nuntil: in 2h\n"
+        "---\nkind: Maintenance\nname: fans\ndomain: us-001\nnodes: [1]\nfrom: in 1h\nuntil: in 3h\n"
+    )
+    (site / "old.yaml").write_text(
+        "kind: Booking\nname: over\nnodes: 2\nfrom: 2025-12-01T02:00Z\nuntil: 2025-12-01T03:00Z\n"
+    )
+    first = rackscale("up", site).out
+    assert "planned fans on c/us-001/n01, which begins in 60 min and lasts 2 h 00" in first
+    assert "booked review, which begins in 60 min and lasts 60 min" in first
+    assert "over" not in first
+    fleet = Fleet(site)
+    assert [plan["name"] for plan in fleet("why", "--json").json] == ["fans", "review"]
+    assert "review is booked already" in fleet("apply", plans).out
+    fleet("down")
+    plans.write_text(
+        plans.read_text() + "---\nkind: Booking\nname: more\nnodes: 2\nfrom: in 1h\nuntil: in 2h\n"
+    )
+    answer = rackscale("up", site, code=1)
+    assert "review is booked already" in answer.out
+    assert "more: there is no room for 1 x 2 nodes at that time beside review and fans" in answer.err
+    assert "the next time that fits begins in" in answer.err
+    assert fleet("status", "--json").json["controller"]

@@ -31,6 +31,36 @@ def test_check_reports_every_problem_with_its_place(site: Path, tmp_path: Path) 
     assert len(rackscale("check", site, bad, "--json", code=1).json["problems"]) == 2
 
 
+def test_check_looks_at_the_site_that_it_is_told(site: Path, tmp_path: Path) -> None:
+    job = loop(tmp_path, "wide", nodes=3)
+    job.write_text(job.read_text().replace("queue: research", "queue: reserch"))
+    assert rackscale("check", job).out == "ok: 1 Batch\n"
+    answer = rackscale("check", job, "--site", site, code=1)
+    assert "unknown queue ('reserch'); did you mean 'research'?" in answer.err
+    assert "too large for every NVLink domain (3); at most 2" in answer.err
+    assert "neither a journal nor documents" in rackscale("check", job, "--site", tmp_path / "x", code=1).err
+
+
+def test_quotas_that_only_the_spares_could_fill_are_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    text = (
+        "kind: Fleet\nname: f\nclusters: [{name: a, system: u-p6e-gb300x72, domains: 2, spares_per_domain: 1}]\n"
+        "---\nkind: Queue\nname: p\nquota: {gpus: 100}\n---\nkind: Queue\nname: q\nquota: {gpus: 40}\n"
+    )
+    file.write_text(text)
+    answer = rackscale("check", file)
+    assert answer.out == "ok: 1 Fleet, 2 Queue\n"
+    assert answer.err == (
+        f"warning: {file}:11:15: Queue 'q' quota.gpus: 'p' and 'q' are guaranteed 140 GPUs, and 8 of the fleet's 144"
+        " are spares: 136 GPUs are left (40); lower quotas by 4\n"
+    )
+    (warning,) = rackscale("check", file, "--json").json["warnings"]
+    assert f"warning: {warning}\n" == answer.err
+    for change in ("quota: {gpus: 36}", "quota: {gpus: 40}\n---\nkind: Policy\nspares: none"):
+        file.write_text(text.replace("quota: {gpus: 40}", change))
+        assert rackscale("check", file).err == ""
+
+
 def test_the_schema_is_json_and_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     rackscale("schema", "-o", file)

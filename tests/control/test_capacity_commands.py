@@ -35,6 +35,7 @@ from rackscale.events import (
     Plan,
     Planned,
     Reason,
+    Ticked,
     Unbooked,
     Undrained,
     Unplanned,
@@ -115,7 +116,28 @@ def test_a_booking_that_can_not_be_is_refused(world: World, changes: dict[str, A
 def test_a_booking_of_the_same_name_must_be_the_same(world: World) -> None:
     ask(world, Book(booking=booking()))
     _, reply = ask(world, Book(booking=booking(end_s=300.0)))
-    assert reply.message == "k: a different booking of this name exists; call it off first: rackscale unbook"
+    assert reply.message == (
+        "k: a different booking of this name exists, which begins in 90 s and lasts 100 s;"
+        " call it off first: rackscale unbook k"
+    )
+
+
+def test_the_same_asked_a_little_later_with_times_from_now_is_no_news(world: World) -> None:
+    ask(world, Book(booking=booking()))
+    later = booking(start_s=160.0, end_s=260.0)
+    assert ask(world, Book(booking=later))[1].outcome == "refused"
+    _, reply = ask(world, Book(booking=later, from_now=True))
+    assert (reply.outcome, reply.message) == (
+        "unchanged",
+        "k is booked already, which begins in 90 s and lasts 100 s",
+    )
+    for changes in ({"end_s": 300.0}, {"queue": "idle"}, {"shape": Shape(nodes_per_segment=5)}):
+        assert ask(world, Book(booking=replace(later, **changes), from_now=True))[1].outcome == "refused"
+    ask(world, Maintain(maintenance=maintenance(domain="us-001/n03")))
+    again = maintenance(domain="us-001/n03", start_s=130.0)
+    assert ask(world, Maintain(maintenance=again, from_now=True))[1].outcome == "unchanged", "the same end"
+    other = maintenance(domain="us-001/n04")
+    assert "rackscale unmaintain m" in ask(world, Maintain(maintenance=other, from_now=True))[1].message
 
 
 def test_a_job_runs_in_a_booking_that_exists_and_is_large_enough(world: World) -> None:
@@ -132,6 +154,83 @@ def test_a_job_runs_in_a_booking_that_exists_and_is_large_enough(world: World) -
     assert ask(world, Submit(jobs=(inside,)))[1].outcome == "done"
 
 
+def test_a_job_that_its_booking_has_no_time_for_is_refused(world: World) -> None:
+    """100 s are booked, and 60 s go for the start; a shape that is faster, and has room, counts."""
+    ask(world, Book(booking=booking()))
+    slow = replace(job("slow", 4), booking="k", duration_s=41.0)
+    _, reply = ask(world, Submit(jobs=(slow,)))
+    assert reply.outcome == "refused"
+    assert reply.message == (
+        "slow: can never start: it takes 101 s with its start, and 100 s of the booking 'k' are to come"
+    )
+    assert ask(world, Submit(jobs=(replace(slow, name="fits", duration_s=40.0),)))[1].outcome == "done"
+    assert ask(world, Submit(jobs=(replace(slow, name="unknown", duration_s=None),)))[1].outcome == "done"
+    fast = Offer(shape=Shape(nodes_per_segment=3), throughput=1.1)
+    assert ask(world, Submit(jobs=(replace(slow, name="fast", offers=(fast,)),)))[1].outcome == "done"
+    too_wide = Offer(shape=Shape(nodes_per_segment=5), throughput=2.0)
+    assert ask(world, Submit(jobs=(replace(slow, name="wide", offers=(too_wide,)),)))[1].outcome == "refused"
+    world.state.fold(Ticked(at_s=150.0))
+    late, reply = answer(world.state, Submit(jobs=(replace(slow, name="late", duration_s=1.0),)), 150.0)
+    assert not late
+    assert "50 s of the booking 'k' are to come" in reply.message
+
+
+def test_a_booking_that_others_leave_no_room_for_is_refused_with_a_time_that_fits() -> None:
+    """Two of three domains are booked: there is none for a pair until the first booking is over."""
+    world = World(*(domain(i) for i in range(3)))
+    for name, end_s in (("a", 200.0), ("b", 300.0)):
+        asked = booking(name, shape=Shape(nodes_per_segment=16), end_s=end_s)
+        assert ask(world, Book(booking=asked))[1].outcome == "done"
+    pair = booking("pair", shape=Shape(segments=2, nodes_per_segment=16), start_s=150.0, end_s=250.0)
+    _, reply = ask(world, Book(booking=pair))
+    assert reply.outcome == "refused"
+    assert reply.message == (
+        "pair: there is no room for 2 x 16 nodes at that time beside a and b:"
+        " only 1 domain has 16 nodes free for all of it"
+    )
+    assert reply.hint == (
+        "the next time that fits begins in 3 min: --from 1970-01-01T00:03:20Z --until 1970-01-01T00:05Z"
+    )
+    later = replace(pair, start_s=200.0, end_s=300.0)
+    assert ask(world, Book(booking=later))[1].outcome == "done"
+    beside = booking("beside", shape=Shape(nodes_per_segment=1), start_s=100.0, end_s=300.0)
+    assert ask(world, Book(booking=beside))[1].outcome == "done"
+
+
+def test_maintenance_and_bookings_on_one_domain_are_counted_together() -> None:
+    """17 usable nodes less 6 in maintenance and 7 booked leave 4."""
+    world = World(domain(0))
+    ask(world, Maintain(maintenance=maintenance(domain="us-000", nodes=(0, 1, 2, 3, 4, 5))))
+    assert ask(world, Book(booking=booking("a", shape=Shape(nodes_per_segment=7))))[1].outcome == "done"
+    _, reply = ask(world, Book(booking=booking("b", shape=Shape(nodes_per_segment=5))))
+    assert "beside a and m: no domain has 5 nodes free" in reply.message
+    assert ask(world, Book(booking=booking("c", shape=Shape(nodes_per_segment=4))))[1].outcome == "done"
+
+
+def test_what_runs_and_what_comes_later_are_in_no_booking_s_way(world: World) -> None:
+    world.submit(*(job(f"j{i}", 17) for i in range(3)))
+    assert ask(world, Book(booking=booking(shape=Shape(nodes_per_segment=17))))[1].outcome == "done"
+    ask(world, Announce(domains=(domain(9, cluster="new"),), ready_s=5000.0))
+    early = booking("early", cluster="new", shape=Shape(nodes_per_segment=17))
+    _, reply = ask(world, Book(booking=early))
+    assert reply.outcome == "refused"
+    assert reply.hint is not None
+    assert "begins in 83 min" in reply.hint
+
+
+def test_maintenance_says_which_booking_it_leaves_no_room_for() -> None:
+    world = World(domain(0), domain(1))
+    ask(world, Book(booking=booking(shape=Shape(segments=2, nodes_per_segment=16))))
+    _, reply = ask(world, Maintain(maintenance=maintenance("m", nodes=(3,))))
+    assert reply.message == "planned m on c/us-001/n03, which begins in 90 s and lasts 100 s"
+    _, reply = ask(world, Maintain(maintenance=maintenance("n", nodes=(4,))))
+    assert reply.outcome == "done"
+    assert reply.message.endswith(
+        "; booking k no longer fits: there is no room for 2 x 16 nodes at that time beside m and n:"
+        " only 1 domain has 16 nodes free for all of it"
+    )
+
+
 # -- maintenance -----------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +238,7 @@ def test_a_maintenance_is_planned_once_and_called_off(world: World) -> None:
     events, reply = ask(world, Maintain(maintenance=maintenance(domain="c/us-001/n03")))
     planned = maintenance(domain="c/us-001", nodes=(3,))
     assert events == (Planned(at_s=NOW_S, maintenance=planned),)
-    assert reply.message == "planned m on c/us-001, which begins in 90 s and lasts 100 s"
+    assert reply.message == "planned m on c/us-001/n03, which begins in 90 s and lasts 100 s"
     assert ask(world, Maintain(maintenance=planned))[1].outcome == "unchanged"
     assert ask(world, Unmaintain(maintenance="m"))[0] == (Unplanned(at_s=NOW_S, maintenance="m"),)
     assert ask(world, Unmaintain(maintenance="m"))[1].outcome == "refused"
@@ -210,7 +309,9 @@ def test_a_drain_may_let_gangs_go_on_for_a_while(world: World) -> None:
     assert reply.outcome == "refused"
     events, reply = ask(world, Drain(target="other/us-000", deadline_s=7210.0))
     assert events == (Drained(at_s=NOW_S, domain="other/us-000", deadline_s=7210.0),)
-    assert reply.message == "other/us-000 is drained; 1 gang must leave within 2 h 00"
+    assert reply.message == (
+        "other/us-000 is drained; 1 gang must leave within 2 h 00, by 1970-01-01T02:00:10Z"
+    )
     for deadline_s, outcome in (
         (8000.0, "unchanged"),
         (7210.0, "unchanged"),
@@ -272,6 +373,16 @@ def test_a_tree_that_can_not_be_is_refused(world: World, queues: tuple[Queue, ..
     _, reply = ask(world, Configure(policy=Policy(), queues=queues))
     assert reply.outcome == "refused"
     assert says in reply.message
+
+
+def test_quotas_that_only_the_spares_could_fill_are_said_to_be_so(world: World) -> None:
+    queues = (Queue(name="a", quota_gpus=200), Queue(name="b", quota_gpus=8))
+    _, reply = ask(world, Configure(policy=Policy(), queues=queues))
+    assert reply.outcome == "done"
+    assert reply.message == (
+        "policy and 2 queues in force; but 'a' and 'b' are guaranteed 208 GPUs, and 12 of the fleet's 216 are spares:"
+        " 204 GPUs are left"
+    )
 
 
 def test_what_a_booking_needs_can_not_be_taken_away(world: World) -> None:

@@ -329,3 +329,11 @@ def test_shutting_down_leaves_gangs_alone_or_cancels_them(world: World) -> None:
     assert (events, reply.message) == ((), "the controller ends; 2 gangs left running")
     events, _ = answer(world.state, Shutdown(stop_gangs=True), 10.0)
     assert events == (Cancelled(at_s=10.0, job="a"), Cancelled(at_s=10.0, job="b"))
+
+
+def test_a_job_that_has_ended_is_said_to_run_again(world: World) -> None:
+    world.submit(job("done"), job("lives"))
+    world.end("done")
+    world.state.now_s = 4.0
+    _, reply = ask(world, submit(job("done"), job("lives"), job("new")))
+    assert reply.message == "submitted 2 jobs, 1 unchanged (again: done, finished 10 s ago)"

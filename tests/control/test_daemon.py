@@ -22,6 +22,7 @@ from rackscale.errors import ControllerError, JournalError
 from rackscale.events import Submitted
 from rackscale.fleet.state import FleetState
 from rackscale.journal import Journal, location, writer
+from rackscale.programs import processes
 from tests.conftest import Eventually
 from tests.control.quiet import DOMAIN
 from tests.scheduler.world import job
@@ -33,12 +34,14 @@ def argv(site: Path, fault: str = "none", name: str = "quiet") -> list[str]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Path]:
-    """A site whose controller, if one is left, is killed at the end."""
+    """A site whose controllers are killed at the end, also one that came late and has not given up yet."""
     yield tmp_path
-    pid = writer(location(tmp_path))
-    if pid is not None:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    mine = [found.pid for found in processes.every() if found.parent == os.getpid() and not found.zombie]
+    for pid in mine:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if str(tmp_path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def load(site: Path) -> FleetState:

@@ -52,6 +52,8 @@ class Life:
     end_s: float = inf
     """When the attempt is expected to end."""
     since_s: float = 0.0
+    not_before_s: float = 0.0
+    """It pauses until then, since its program failed."""
 
     @property
     def offer(self) -> Offer:
@@ -284,6 +286,9 @@ class Facts:
             self._end(life, "failed")
         else:
             life.restarts += not told
+            if not told:
+                pause_s = life.job.durability.retry_delay_s * 2 ** (life.restarts - 1)
+                life.not_before_s = self.now_s + min(300.0, pause_s)
             life.status, life.front, life.since_s = "waiting", True, self.now_s
 
     def _end(self, life: Life, outcome: str) -> None:

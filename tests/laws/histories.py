@@ -143,6 +143,7 @@ def jobs(draw: st.DrawFn, name: str, booking: str | None = None) -> Job:
         durability=Durability(
             restart_s=draw(st.sampled_from([0.0, 60.0, 100.0])),
             max_restarts=draw(st.integers(0, 2)),
+            retry_delay_s=draw(st.sampled_from([0.0, 10.0, 200.0])),
             grace_s=draw(st.sampled_from([0.0, 30.0])),
         ),
     )

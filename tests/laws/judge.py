@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
+from msgspec.structs import replace
+
 from rackscale import events as ev
 from rackscale.workload import LEVELS, Job, Level, Offer
 from tests.laws import promises, shares
@@ -60,6 +62,8 @@ class Judge:
         self.leaving = told | {life.name for life in facts.lives.values() if life.status == "leaving"}
         self.evictions: Counter[tuple[str, int]] = Counter(facts.evictions)
         self.usage = shares.Usage(facts)
+        self.given = shares.Usage(facts)
+        """The same, but who is told to leave in this plan holds nothing any more."""
         self.laws: dict[type, Callable[..., None]] = {
             ev.Start: self.start, ev.Restart: self.restart, ev.Claim: self.claim, ev.Unclaim: self.unclaim,
             ev.Preempt: self.send_away, ev.Move: self.send_away, ev.Stop: self.stop, ev.Requeue: self.stop,
@@ -73,6 +77,7 @@ class Judge:
             law = self.laws.get(type(action))
             if law is not None:
                 law(action)
+            self.given.follow(action)
         shares.check_quotas_kept(self.facts, self.plan)
         promises.check_reservations(self.facts, self.plan)
 
@@ -110,6 +115,7 @@ class Judge:
     def start(self, action: ev.Start) -> None:
         life = self.facts.lives[action.gang]
         assert life.status == "waiting"
+        assert self.facts.now_s >= life.not_before_s, f"{life.name} starts while it pauses after a failure"
         assert not life.cancelled
         assert action.attempt == life.attempt + 1
         if life.claim and action.reason.code == "claim-complete":
@@ -153,6 +159,7 @@ class Judge:
     def claim(self, action: ev.Claim) -> None:
         life = self.facts.lives[action.gang]
         assert life.status == "waiting"
+        assert self.facts.now_s >= life.not_before_s, f"room is cleared for {life.name} while it pauses"
         assert not life.claim
         assert not life.job.cpu_only
         self.take(life, action.binding, action.choice, leaving_too=True)
@@ -209,7 +216,8 @@ class Judge:
             self.take(life, action.binding, action.choice, leaving_too=True)
             check_nearness(life.job, (self.facts.specs[s.domain] for s in action.binding))
             self.claimed.update(dict.fromkeys(held(action.binding), life.name))
-            promises.check_outlives(self.facts, life, action.binding, action.choice, action.reason.code)
+            if code != "shrunk-for":  # it stays on nodes that it has, and may take longer for it
+                promises.check_outlives(self.facts, life, action.binding, action.choice, action.reason.code)
         if code in EVICTIONS:
             self.evict(life, action)
         elif code == "grown":
@@ -256,7 +264,7 @@ class Judge:
             if self.facts.priority(life.job) >= self.facts.policy.priorities.get(booking.priority, 0):
                 assert action.reason.code == "reclaimed-for", "evicted for a booking of no higher priority"
                 job = Job(name=name, kind="batch", shape=booking.shape, queue=booking.queue)
-                shares.check_may_reclaim(self.facts, life, job, binding)
+                shares.check_may_reclaim(self.given, life, job, binding)
             return
         taken = [a.binding for a in self.plan.actions if isinstance(a, ev.Claim) and a.gang == name]
         assert taken, f"{life.name} leaves for {name}, which claims nothing"
@@ -269,7 +277,10 @@ class Judge:
         if action.reason.code == "preempted-for":
             assert lower, "evicted for a gang of no higher priority"
         elif not lower:
-            shares.check_may_reclaim(self.facts, life, winner, taken[0])
+            taker = self.facts.lives[name]
+            self.given.add(taker, taken[0], -1)
+            shares.check_may_reclaim(self.given, life, winner, taken[0])
+            self.given.add(taker, taken[0])
 
     def check_gain(self, action: ev.Preempt | ev.Move) -> None:
         policy, reason = self.facts.policy, action.reason
@@ -297,15 +308,30 @@ class Judge:
     def hold(self, action: ev.Hold) -> None:
         booking, facts = self.facts.bookings[action.booking], self.facts
         assert booking.start_s <= facts.now_s < booking.end_s
-        assert action.booking not in facts.holding
+        before = held(facts.holding.get(action.booking, ()))
+        assert bool(before) == (action.reason.code == "booking-mended")
+        for node in before:
+            del self.booked[node]
         offer = Offer(shape=booking.shape)
         job = Job(name="-", kind="batch", shape=booking.shape, cluster=booking.cluster, system=booking.system)
         check_shape(facts, job, offer, action.binding)
-        for node in held(action.binding):
-            assert facts.up(node)
+        after = held(action.binding)
+        check_nearness(
+            replace(job, nearness=booking.nearness), (facts.specs[s.domain] for s in action.binding)
+        )
+        lost = {
+            facts.lives[self.held[False][n]].status for n in set(before) - set(after) if n in self.held[False]
+        }
+        assert not lost & {"starting", "running"}, "nodes in use are taken from a booking"
+        assert not before or any(not facts.up(node) for node in set(before) - set(after)), (
+            "replaced for nothing"
+        )
+        for node in after:
             assert node not in self.claimed
             assert node not in self.booked
-            assert self.held[False].get(node) is None or self.held[False][node] in self.leaving
+            if node not in before:
+                assert facts.up(node)
+                assert self.held[False].get(node) is None or self.held[False][node] in self.leaving
             self.booked[node] = action.booking
 
     def free(self, action: ev.Free) -> None:

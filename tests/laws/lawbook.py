@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from rackscale.events import (
     Binding,
@@ -13,6 +14,7 @@ from rackscale.events import (
     Preempt,
     Refuse,
     Requeue,
+    Reserve,
     Restart,
     Start,
     Stop,
@@ -56,9 +58,12 @@ class Lawyer:
     def __init__(self) -> None:
         self.evictions: Counter[tuple[str, int]] = Counter()
         """(gang, day) and (queue, day) -> preemptions."""
+        self.promised: Mapping[str, Reserve] = {}
+        """What was promised when the last decision was made."""
 
     def hear(self, state: FleetState, event: Event) -> None:
         if isinstance(event, Decided):
+            self.promised = dict(state.reserved)
             _Case(self, state, event.plan).judge()
 
 
@@ -192,7 +197,7 @@ class _Case:
             assert evictions["queue " + job.queue, day] <= queue.max_evictions_per_day, "queue's budget"
 
 
-def check_state(state: FleetState) -> None:
+def check_state(state: FleetState, lawyer: Lawyer) -> None:
     """Between two cycles."""
     holders: dict[Node, str] = {}
     claims: dict[Node, str] = {}
@@ -213,22 +218,49 @@ def check_state(state: FleetState) -> None:
             bits = sum(1 << n for n in range(spec.nodes) if (spec.name, n) in taken)
             assert getattr(state.occupancy, name)[d] == bits
     waiting = [g.name for g in state.gangs.values() if g.status is Status.WAITING and not g.claim]
+    waiting = [name for name in waiting if name not in state.paused]
     assert sorted(waiting) == sorted(state.waiting)
     assert state.waiting.size == len(waiting)
-    check_nobody_waits_for_nothing(state, waiting)
+    check_nobody_waits_for_nothing(state, waiting, lawyer.promised)
     check_restored(state)
 
 
-def check_nobody_waits_for_nothing(state: FleetState, waiting: list[str]) -> None:
-    """What fits was started, unless the next decision is due already, or a reservation keeps it waiting.
+def check_nobody_waits_for_nothing(
+    state: FleetState, waiting: list[str], before: Mapping[str, Reserve]
+) -> None:
+    """What fits beside all that others were promised was started, unless the next decision is due already.
 
-    That reservations hold nobody back for nothing is what `tests/laws/promises.py` judges.
+    `before`: what was promised when the last decision was made. Whom one of those kept waiting is looked at again at
+    the next retry.
     """
-    if state.reserved or state.dirty or (state.wake_at_s is not None and state.wake_at_s <= state.now_s):
+    if state.dirty or (state.wake_at_s is not None and state.wake_at_s <= state.now_s):
         return
     for name in waiting:
         job = state.jobs[state.gangs[name].job]
-        assert place(state, job.choices[0], job) is None, f"{name} fits and was not started"
+        if place(state, job.choices[0], job, avoid=_promised(state, name, state.reserved)) is None:
+            continue
+        told = f"{name} fits and was not started"
+        assert place(state, job.choices[0], job, avoid=_promised(state, name, before)) is None, told
+        assert state.wake_at_s is not None, told
+        assert state.retry_at_s is not None, told
+        assert state.wake_at_s <= state.retry_at_s, told
+
+
+def _promised(state: FleetState, name: str, reserved: Mapping[str, Reserve]) -> int:
+    """Domains that have no room for the gang beside what others were promised, but for those surely behind it.
+
+    Nobody knows how long these gangs run: whoever starts stays beyond every promise.
+    """
+    gang, index = state.gangs[name], state.index
+    shape = state.jobs[gang.job].shape
+    need = shape.nodes_per_segment * (shape.segments if shape.may_share_domain else 1)
+    promised = Counter[int]()
+    for other, promise in reserved.items():
+        holder = state.gangs.get(other)
+        if other != name and holder is not None and holder.order()[:3] <= gang.order()[:3]:
+            for domain in promise.domains:
+                promised[index[domain]] += state.jobs[holder.job].shape.nodes_per_segment
+    return sum(1 << d for d, nodes in promised.items() if state.occupancy.room[d] - nodes < need)
 
 
 def check_restored(state: FleetState) -> None:

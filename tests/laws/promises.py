@@ -121,7 +121,8 @@ def can_start(
 
     `kept`: gangs that start on what was claimed for them, and their choices.
 
-    `hopeful`: failed nodes are back by then, who should have ended has, and nothing else goes out of use.
+    `hopeful`: failed nodes and those in maintenance until then are back, who should have ended has, and nothing else
+    goes out of use.
     """
     shape = reserved.job.choices[promise.choice].shape
     for domain in set(promise.domains):
@@ -139,7 +140,10 @@ def _gone(
 ) -> set[Node]:
     """Nodes that are expected not to be free at a time."""
     gone = set(facts.drained) | set(facts.booked())
-    gone.update(*facts.closed.values())
+    for (_, why), nodes in facts.closed.items():
+        maintenance = facts.maintenance.get(why)
+        if not (hopeful and maintenance is not None and maintenance.end_s <= at_s):
+            gone |= nodes
     for life in facts.lives.values():
         over = life.end_s <= at_s and (hopeful or life.end_s > facts.now_s)
         if not life.job.cpu_only and not over and not (hopeful and life.status == "leaving"):

@@ -48,6 +48,8 @@ class Usage:
                 self.add(life, life.claim)
 
     def add(self, life: Life, binding: ev.Binding, sign: int = 1) -> None:
+        if not binding:
+            return
         g, d = gpus(self.facts, life.job, binding), domains(self.facts, life.job, binding)
         for queue in self.facts.path(life.job.queue):
             self.gpus[queue.name] += sign * g
@@ -57,8 +59,31 @@ class Usage:
         self.user_gpus[key] += sign * g
         self.user_gangs[key] += sign
 
+    def follow(self, action: object) -> None:
+        """Count what the action gives or takes: who is told to leave holds no more than it goes on with."""
+        life = self.facts.lives.get(getattr(action, "gang", ""))
+        match action:
+            case ev.Start() | ev.Restart() | ev.Move():
+                assert life is not None
+                self.add(life, life.binding or life.claim, -1)
+                self.add(life, action.binding)
+            case ev.Claim():
+                assert life is not None
+                self.add(life, action.binding)
+            case ev.Preempt() | ev.Stop() | ev.Requeue():
+                assert life is not None
+                self.add(life, life.binding, -1)
+            case ev.Unclaim() if life is not None and not life.binding:
+                self.add(life, life.claim, -1)
+            case _:
+                pass
+
     def check_start(self, life: Life, binding: ev.Binding) -> None:
-        """Limits hold with the gang on top of what is held."""
+        """Limits hold with the gang on top of what is held.
+
+        Who may not be interrupted does not borrow. Where room was cleared for it, that was asked when it was claimed;
+        others of its queue may have borrowed since.
+        """
         g, d = gpus(self.facts, life.job, binding), domains(self.facts, life.job, binding)
         for queue in self.facts.path(life.job.queue):
             self._check_queue(queue, g, d)
@@ -69,7 +94,7 @@ class Usage:
         if own is not None and own.max_gpus_per_user is not None:
             assert self.user_gpus[key] + g <= own.max_gpus_per_user, "user's GPUs"
         in_force = any(queue.guaranteed for queue in self.facts.queues.values())
-        if in_force and not life.job.preemptible and not life.job.cpu_only:
+        if in_force and not life.job.preemptible and not life.job.cpu_only and not life.claim:
             assert own is not None, "not preemptible, and borrows"
             assert within_quota(own, self.gpus[own.name] + g, self.domains[own.name] + d), "borrows for good"
 
@@ -102,19 +127,22 @@ def within_quota(queue: Queue, g: float, d: float) -> bool:
 def check_quotas_kept(facts: Facts, plan: ev.Plan) -> None:
     """Nobody is evicted whose queue falls below what it is guaranteed (unless for a gang of that very queue).
 
-    A gang that lies across its queue's quota may be reclaimed: without the last gang the queue holds more than its
-    quota.
+    What the plan gives a queue before counts as held; who leaves already, for whatever reason, does not. A gang that
+    lies across its queue's quota may be reclaimed: without the last gang the queue holds more than its quota.
     """
     usage = Usage(facts)
+    for life in facts.lives.values():
+        if life.status == "leaving":
+            usage.add(life, life.binding, -1)
+            usage.add(life, life.claim)
     for action in plan.actions:
         if not isinstance(action, ev.Preempt | ev.Move) or action.reason.code not in EVICTIONS:
+            usage.follow(action)
             continue
         life, taker = facts.lives[action.gang], action.reason.for_gang or ""
         common = _above(facts, taker)
         before = {q.name: (usage.gpus[q.name], usage.domains[q.name]) for q in facts.path(life.job.queue)}
-        usage.add(life, life.binding, -1)
-        if isinstance(action, ev.Move):
-            usage.add(life, action.binding)
+        usage.follow(action)
         for queue in facts.path(life.job.queue):
             if queue.name in common:
                 break
@@ -139,12 +167,15 @@ def _check_keeps(queue: Queue, holds: tuple[float, float], *, straddle: bool) ->
         assert d > limit + TOLERANCE / 2 if straddle else d >= limit - TOLERANCE, said
 
 
-def check_may_reclaim(facts: Facts, victim: Life, taker: Job, binding: ev.Binding) -> None:
-    """The taker's queue, or one above it that is not the victim's, stays within its own quota."""
+def check_may_reclaim(usage: Usage, victim: Life, taker: Job, binding: ev.Binding) -> None:
+    """The taker's queue, or one above it that is not the victim's, stays within its own quota with `binding`.
+
+    `usage`: what the plan has given so far, the taker's binding aside.
+    """
+    facts = usage.facts
     assert facts.policy.reclaim
     theirs = {queue.name for queue in facts.path(victim.job.queue)}
     mine = [queue for queue in facts.path(taker.queue) if queue.name not in theirs]
-    usage = Usage(facts)
     g, d = gpus(facts, taker, binding), domains(facts, taker, binding)
     owed = [within_quota(q, usage.gpus[q.name] + g, usage.domains[q.name] + d) for q in mine]
     assert any(owed), f"{taker.name} reclaims, but its queues are owed nothing"

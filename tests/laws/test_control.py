@@ -124,7 +124,9 @@ def jobs(draw: st.DrawFn, name: str) -> Job:
         cluster=draw(st.sampled_from([None, None, None, "c0", "c1"])),
         eviction_penalty_gpu_h=draw(st.sampled_from([0.0, 0.0, 1.0])),
         durability=Durability(
-            restart_s=draw(st.sampled_from([0.0, 60.0, 100.0])), max_restarts=draw(st.integers(0, 2))
+            restart_s=draw(st.sampled_from([0.0, 60.0, 100.0])),
+            max_restarts=draw(st.integers(0, 2)),
+            retry_delay_s=draw(st.sampled_from([0.0, 50.0])),
         ),
     )
 
@@ -365,7 +367,7 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def the_laws_hold(self) -> None:
-        check_state(self.state)
+        check_state(self.state, self.lawyer)
 
     def teardown(self) -> None:
         """The same events, through bytes, give the same decisions and the same state."""

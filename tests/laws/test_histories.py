@@ -311,7 +311,8 @@ class Histories(RuleBasedStateMachine):
         self.happen()
         for _ in range(ROUNDS):
             going = [life for life in self.facts.lives.values() if life.binding]
-            if not going and not any(life.claim for life in self.facts.lives.values()):
+            pausing = [life for life in self.facts.lives.values() if life.not_before_s > self.now_s]
+            if not going and not pausing and not any(life.claim for life in self.facts.lives.values()):
                 break
             self.happen(
                 *(self.ended(life, "left" if life.status == "leaving" else "finished") for life in going)

@@ -30,7 +30,7 @@ DOMAINS = tuple(
     for i in range(4)
 )
 POLICY = Policy(min_runtime_s=0.0, max_evictions_per_day=10**6, preemption_retry_s=0.05)
-QUICK = Durability(grace_s=0.05, restart_s=0.0, max_restarts=2)
+QUICK = Durability(grace_s=0.05, restart_s=0.0, max_restarts=2, retry_delay_s=0.1)
 
 
 def test_200_kills_lose_duplicate_and_restart_nothing(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_program_that_keeps_the_contract_runs_only_once_it_does_work(world: Wo
 
 
 def test_a_failing_program_is_retried_as_often_as_allowed(world: World) -> None:
-    world.submit("exit 3", durability=Durability(max_restarts=2))
+    world.submit("exit 3", durability=Durability(max_restarts=2, retry_delay_s=0.1))
     assert world.until_ended() == "failed"
     assert [event.attempt for event in world.all(ev.GangEnded)] == [1, 2, 3]
 

@@ -158,7 +158,7 @@ def begin(site: Path, run: str) -> None:
     domain = ev.DomainSpec(name="r/us-000", system="local", nodes=3, gpus_per_node=1, cluster="r")
     job = Job(
         name="a", kind="training", shape=Shape(nodes_per_segment=2), program=Program(run=run),
-        durability=Durability(max_restarts=1),
+        durability=Durability(max_restarts=1, retry_delay_s=0.1),
     )  # fmt: skip
     inputs: list[ev.Event] = [
         ev.Delivered(at_s=now_s, domains=(domain,)), ev.Configured(at_s=now_s, policy=Policy()),

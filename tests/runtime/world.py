@@ -89,8 +89,10 @@ class World:
         return attempt.read_spec(self.folder(name, number) / f"spec-{node_rank}.json")
 
     def pid(self, node_rank: int, name: str = "a", number: int = 1) -> int:
-        found = attempt.read_claim(self.instance(node_rank, name, number))
-        assert found is not None
+        """Of an instance program. A gang runs when its first rank does; another instance may not be there yet."""
+        spec, end_s = self.instance(node_rank, name, number), time.time() + 20.0
+        while (found := attempt.read_claim(spec)) is None:
+            assert time.time() < end_s, f"instance {node_rank} was never there"
         return found.pid
 
     def log(self, rank: int = 0, name: str = "a", number: int = 1) -> str:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from rackscale.events import Booked, Free, Hold, NodeFailed, Preempt, Start, Submitted, Unbooked
-from rackscale.workload import Booking, Durability, Job, Policy, Queue, Shape
+from rackscale.events import (
+    Booked,
+    Free,
+    Hold,
+    NodeFailed,
+    NodeRepaired,
+    Preempt,
+    Restart,
+    Start,
+    Submitted,
+    Unbooked,
+)
+from rackscale.workload import Booking, Durability, Job, Nearness, Policy, Queue, Shape
 from tests.scheduler.test_windows import plays, told
 from tests.scheduler.world import World, domain, job
 
@@ -15,12 +26,14 @@ CALM = Policy(preemption=False)
 
 
 def timed(name: str, nodes: int, lasts_s: float | None = 500.0, **more: object) -> Job:
-    durability = Durability(restart_s=0.0, grace_s=30.0)
+    durability = Durability(restart_s=0.0, grace_s=30.0, retry_delay_s=0.0)
     return replace(job(name, nodes), duration_s=lasts_s, durability=durability, **more)
 
 
-def booked(start_s: float = 1000.0, end_s: float = 2000.0, nodes: int = 16, **more: object) -> Booked:
-    shape = Shape(nodes_per_segment=nodes)
+def booked(
+    start_s: float = 1000.0, end_s: float = 2000.0, nodes: int = 16, segments: int = 1, **more: object
+) -> Booked:
+    shape = Shape(segments=segments, nodes_per_segment=nodes)
     return Booked(
         at_s=0.0,
         booking=Booking(name="trip", shape=shape, start_s=start_s, end_s=end_s, **more),  # type: ignore[arg-type]
@@ -112,6 +125,45 @@ def test_a_job_of_unknown_length_runs_until_its_grace_before_the_end() -> None:
     plays(found, 1000.0)
     assert told(found.tick(1969.0)) == []
     assert told(found.tick(1970.0)) == [("unknown", "booking-over")]
+
+
+def test_who_had_to_leave_a_booking_does_not_start_in_it_again() -> None:
+    found = world()
+    found.cycle(booked())
+    found.submit(timed("unknown", 4, None, booking="trip"))
+    plays(found, 1000.0)
+    assert told(found.tick(1970.0)) == [("unknown", "booking-over")]
+    assert found.end("unknown", "left") == ()
+    assert found.gang("unknown").status == "waiting"
+
+
+def test_inside_a_booking_jobs_lie_as_near_and_as_far_as_they_ask() -> None:
+    def leaves(*numbers: int) -> World:
+        specs = (
+            replace(domain(i, nodes=4, spares=0), spine="s", leaf=f"l{n}") for i, n in enumerate(numbers)
+        )
+        found = World(*specs, policy=CALM)
+        found.cycle(booked(start_s=0.0, nodes=4, segments=len(numbers)))
+        return found
+
+    def wide(**nearness: object) -> Job:
+        shape = Shape(segments=2, nodes_per_segment=2)
+        near = Nearness(**nearness)  # type: ignore[arg-type]
+        return replace(timed("wide", 2, 500.0, booking="trip"), shape=shape, nearness=near)
+
+    found = leaves(0, 1, 1)
+    found.submit(wide(within="leaf"))
+    assert found.where("wide") == [B, "c/us-002"]
+    found = leaves(0, 0, 1)
+    found.submit(wide(spread="leaf"))
+    assert found.where("wide") == [A, "c/us-002"]
+    found = leaves(0, 0)
+    found.submit(wide(spread="leaf"))
+    assert found.gang("wide").status == "waiting"
+    apart = Nearness(apart="leaf", apart_required=True)
+    service = replace(timed("s", 1, None, booking="trip"), kind="service", replicas=2, nearness=apart)
+    found.submit(service)
+    assert sum(bool(gang.binding) for gang in found.state.gangs.values()) == 1
 
 
 def test_jobs_of_others_that_run_too_long_are_cleared_by_the_booking_s_priority() -> None:
@@ -218,3 +270,62 @@ def test_a_failed_node_is_replaced_by_a_free_node_of_the_booking() -> None:
     (segment,) = found.gang("inside").binding
     assert 0 not in segment.nodes
     assert found.gang("inside").attempt == 2
+
+
+# -- nodes that fail while a booking holds them ------------------------------------------------------------------------
+
+
+def held(found: World) -> dict[str, set[int]]:
+    return {s.domain: set(s.nodes) for s in found.state.machines.calendar.holding["trip"]}
+
+
+def test_a_booking_s_dead_node_is_replaced_by_a_spare_of_its_domain() -> None:
+    found = world(domains=2)
+    found.cycle(booked(start_s=0.0, nodes=17))
+    assert held(found) == {A: set(range(17))}
+    found.fail(A, 3)
+    assert held(found) == {A: set(range(18)) - {3}}
+    found.submit(timed("inside", 17, 500.0, booking="trip"))
+    assert found.where("inside") == [A]
+
+
+def test_where_its_domain_has_no_node_left_the_booking_moves_and_its_gang_with_it() -> None:
+    found = world(domains=2)
+    found.cycle(booked(start_s=0.0, nodes=16))
+    found.submit(timed("inside", 16, 500.0, booking="trip"))
+    actions = found.fail(A, 0, 1, 2)
+    assert held(found) == {B: set(range(16))}
+    (restart,) = [a for a in actions if isinstance(a, Restart)]
+    assert (restart.reason.code, found.where("inside")) == ("moved-segment", [B])
+    assert found.state.occupancy.claimed[0] == 0
+
+
+def test_gangs_that_are_well_keep_a_booking_where_it_is() -> None:
+    found = world(domains=2)
+    found.cycle(booked(start_s=0.0, nodes=17))
+    found.submit(timed("well", 4, 500.0, booking="trip"), timed("lost", 4, 500.0, booking="trip"))
+    first = found.gang("lost").binding[0].nodes[0]
+    found.fail(A, first, 16, 17)
+    assert held(found) == {A: set(range(17))}
+    assert found.gang("well").status == "running"
+    assert found.where("lost") == [A], "on other nodes of the booking"
+    assert first not in found.gang("lost").binding[0].nodes
+
+
+def test_nodes_of_others_do_not_replace_what_a_gang_lost_inside_its_booking() -> None:
+    found = world(domains=1)
+    found.cycle(booked(start_s=0.0, nodes=4))
+    found.submit(timed("inside", 4, 500.0, booking="trip"), timed("beside", 14, None))
+    assert found.where("beside") == []
+    found.fail(A, *found.gang("inside").binding[0].nodes)
+    assert held(found)[A] <= set(range(4, 18))
+    assert set(found.gang("inside").binding[0].nodes) == held(found)[A]
+
+
+def test_what_can_t_be_replaced_at_once_is_replaced_later() -> None:
+    found = world(domains=1)
+    found.cycle(booked(start_s=0.0, nodes=16))
+    found.fail(A, 0, 1, 2)
+    assert held(found) == {A: {2, *range(3, 18)}}
+    found.cycle(NodeRepaired(at_s=1.0, domain=A, nodes=(0,)))
+    assert held(found) == {A: {0, *range(3, 18)}}

@@ -92,3 +92,14 @@ def test_cpu_only_gangs_run_beside_gpu_gangs_inside_a_booking_too() -> None:
     assert world.gang("gpu").binding
     assert world.gang("c0").binding
     assert world.gang("c1").status == "waiting"
+
+
+def test_inside_a_booking_a_failed_node_of_a_cpu_only_gang_is_not_replaced_by_another_gang_s() -> None:
+    world = World(domain(0, nodes=4, spares=0), policy=Policy(preemption=False))
+    trip = Booking(name="trip", shape=Shape(nodes_per_segment=4), start_s=0.0, end_s=9000.0)
+    world.cycle(Booked(at_s=0.0, booking=trip))
+    world.submit(cpu("c0", 2, booking="trip"), cpu("c1", 2, booking="trip"))
+    assert world.where("c0") == world.where("c1") == [A]
+    world.fail(A, world.gang("c0").binding[0].nodes[0])
+    assert world.gang("c0").status == "leaving"
+    assert world.gang("c1").status == "running"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from rackscale.events import Claim, NodeFailed, Preempt, Restart, Start, Submitted
+from rackscale.fleet.state import FleetState
+from rackscale.scheduler.cycle import what_if
 from rackscale.workload import Policy, Queue
 from tests.scheduler.world import World, domain, job
 
@@ -59,3 +62,15 @@ def test_nodes_that_a_moved_segment_leaves_are_used_at_once(preemption: bool) ->
     (start,) = world.tick(0.0)
     assert isinstance(start, Start)
     assert world.where("waits") == ["c/us-000"]
+
+
+def test_what_is_tried_at_a_later_time_leaves_no_trace_in_what_is_expected() -> None:
+    world = World(domain(0), domain(1))
+    world.submit(replace(job("a", 16), duration_s=100.0))
+    state = world.state
+    with what_if(state, 5000.0, due=True):
+        assert state.machines.horizon.when(0, 16, 5000.0) > 5000.0
+    assert state.machines.now_s == state.now_s == 0.0
+    fresh = FleetState.restore(state.snapshot())
+    for d in (0, 1):
+        assert state.machines.horizon.profile(d, 0.0) == fresh.machines.horizon.profile(d, 0.0)

@@ -129,3 +129,17 @@ def test_a_gang_does_not_move_onto_nodes_that_are_drained() -> None:
     world = split()
     world.cycle(Drained(at_s=50.0, domain=B, nodes=(7, 6, 5, 4, 3)))
     assert not moves(world.submit(job("wide", 8), at_s=100.0))
+
+
+def test_no_domain_is_opened_near_another_replica_that_has_to_be_apart() -> None:
+    """Two domains of one leaf with 5 + 5 free nodes, and one of the same leaf where the first replica is."""
+    for apart, opens in ((Nearness(), True), (Nearness(apart="leaf", apart_required=True), False)):
+        specs = (replace(domain(i, nodes=8, spares=0), leaf="l") for i in range(3))
+        world = World(*specs, policy=ON)
+        world.submit(movable("a", 3), job("f0", 5), movable("b", 3), job("f1", 5))
+        world.end("f0")
+        world.end("f1")
+        service = replace(job("s", 8, kind="service", replicas=2), nearness=apart)
+        actions = world.submit(service, at_s=100.0)
+        assert world.where("s/0") == [C]
+        assert bool(moves(actions)) is opens

@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from rackscale.events import Action, Checkpointed, Claim, Move, Preempt, Restart, Start
-from rackscale.workload import Durability, Job, Offer, Policy, Queue, Shape
+from rackscale.events import (
+    Action,
+    Checkpointed,
+    Claim,
+    GangRunning,
+    Move,
+    Preempt,
+    Restart,
+    Start,
+    Submitted,
+)
+from rackscale.workload import Durability, Job, Nearness, Offer, Policy, Queue, Shape
 from tests.scheduler.world import World, domain, job
 
 A, B = "c/us-000", "c/us-001"
@@ -118,6 +128,37 @@ def test_nobody_else_takes_what_a_growing_gang_was_given_under_the_limit() -> No
     assert world.gang("late").status == "waiting"
 
 
+def test_a_gang_that_asks_to_be_spread_grows_onto_another_leaf() -> None:
+    specs = (replace(domain(i, nodes=4, spares=0), leaf="l0" if i < 2 else "l1") for i in range(3))
+    world = World(*specs, policy=QUICK)
+    two = (Offer(shape=Shape(segments=2, nodes_per_segment=4), throughput=2.0),)
+    wants = replace(elastic("e", 4), offers=two, nearness=Nearness(spread="leaf"))
+    world.submit(job("fills", 4, cluster="c"), job("fills-too", 4))
+    world.submit(wants)
+    assert world.where("e") == ["c/us-002"]
+    world.end("fills")
+    assert moves(world.tick(20.0)) == {"e": ("grown", 8)}
+    near = World(*(replace(domain(i, nodes=4, spares=0), leaf="l0") for i in range(2)), policy=QUICK)
+    near.submit(job("fills", 4))
+    near.submit(wants)
+    near.end("fills")
+    assert not moves(near.tick(20.0))
+
+
+def test_a_gang_that_saves_by_itself_grows_at_its_next_checkpoint() -> None:
+    unasked = Durability(grace_s=30.0, restart_s=10.0)
+    world = World(domain(0), policy=QUICK)
+    world.submit(job("fills", 13))
+    world.cycle(Submitted(at_s=0.0, job=elastic("e", 4, 8, durability=unasked)))
+    world.state.fold(GangRunning(at_s=0.0, gang="e", attempt=1, saves_every_s=100.0))
+    world.state.now_s = 50.0
+    assert not moves(world.end("fills"))
+    woken_s = world.state.wake_at_s
+    assert woken_s is not None
+    assert 100.0 < woken_s < 102.0
+    assert moves(world.tick(woken_s)) == {"e": ("grown", 8)}
+
+
 # -- shrinking ---------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +192,29 @@ def test_a_dearer_elastic_gang_shrinks_before_a_cheap_one_is_evicted() -> None:
     world.submit(elastic("e", 4, 12, eviction_penalty_gpu_h=100.0), job("rigid", 4, restart_s=0.0))
     actions = world.submit(job("vip", 4, priority="high"), at_s=100.0)
     assert (set(moves(actions)), [a.gang for a in actions if isinstance(a, Preempt)]) == ({"e"}, [])
+
+
+@pytest.mark.parametrize(("wanted", "left"), [(1, 3), (2, 2), (3, 1)])
+def test_a_gang_that_is_in_the_way_in_several_domains_shrinks_rather_than_leave(
+    wanted: int, left: int
+) -> None:
+    world = wide((1, 2, 3, 4), domains=4)
+    assert len(world.where("e")) == 4
+    actions = world.submit(job("p", 18, wanted, priority="production"), at_s=50.0)
+    assert not [a for a in actions if isinstance(a, Preempt)]
+    assert moves(actions) == {"e": ("shrunk-for", 18 * left)}
+    world.run(world.end("e", "left"))
+    assert (len(world.where("e")), len(world.where("p"))) == (left, wanted)
+
+
+def test_of_two_gangs_in_the_way_one_leaves_and_the_other_only_shrinks() -> None:
+    world = World(*(domain(i, spares=0) for i in range(4)), policy=QUICK)
+    two = (Offer(shape=Shape(segments=2, nodes_per_segment=18), throughput=2.0),)
+    world.submit(*(replace(elastic(name, 18), offers=two) for name in ("e", "f")))
+    assert [len(world.where(name)) for name in ("e", "f")] == [2, 2]
+    actions = world.submit(job("p", 18, 3, priority="production"), at_s=50.0)
+    (gone,) = [a.gang for a in actions if isinstance(a, Preempt)]
+    assert moves(actions) == {({"e", "f"} - {gone}).pop(): ("shrunk-for", 18)}
 
 
 def test_guards_protect_elastic_gangs_too() -> None:

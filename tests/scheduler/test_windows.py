@@ -21,6 +21,7 @@ from rackscale.events import (
     Restart,
     Start,
     Submitted,
+    Unclaim,
     Undrained,
     Unplanned,
 )
@@ -33,7 +34,7 @@ CALM = Policy(preemption=False)
 
 def timed(name: str, nodes: int, lasts_s: float | None = 500.0, **more: object) -> Job:
     """Starts in no time, so that it lasts exactly so long."""
-    durability = Durability(restart_s=0.0, grace_s=30.0)
+    durability = Durability(restart_s=0.0, grace_s=30.0, retry_delay_s=0.0)
     return replace(job(name, nodes), duration_s=lasts_s, durability=durability, **more)
 
 
@@ -73,6 +74,17 @@ def test_what_would_outlive_the_start_of_maintenance_is_not_started_there() -> N
     world.submit(timed("long", 16, 1100.0))
     assert (world.where("short"), world.where("long")) == ([A], [B])
     world.submit(timed("late", 16, 1100.0))
+    assert world.gang("late").status == "waiting"
+
+
+def test_nothing_starts_where_it_would_be_told_to_leave_before_it_works() -> None:
+    """`brief` could end before the maintenance, but its grace period of 30 s has begun."""
+    world = World(domain(0), policy=CALM)
+    world.cycle(maintenance(1000.0, 2000.0))
+    world.submit(timed("brief", 16, 20.0), at_s=969.0)
+    assert world.where("brief") == [A]
+    world.end("brief")
+    world.submit(timed("late", 16, 20.0), at_s=970.0)
     assert world.gang("late").status == "waiting"
 
 
@@ -184,6 +196,17 @@ def test_a_segment_does_not_move_where_maintenance_comes() -> None:
     world.cycle(maintenance(1000.0, 2000.0, where=B))
     world.fail(A, 0, 1)
     assert world.where("runs") == [C]
+
+
+def test_a_segment_that_has_to_begin_again_does_not_move_where_there_is_no_time_for_it() -> None:
+    """It would have ended at 500; nothing was saved, so it ends at 900, and maintenance comes at 700."""
+    for start_s, moves in ((700.0, False), (950.0, True)):
+        world = World(domain(0, nodes=16, spares=0), domain(1, nodes=16, spares=0), policy=CALM)
+        world.submit(timed("a", 16, 500.0))
+        world.cycle(maintenance(start_s, 2000.0, where=B))
+        world.tick(400.0)
+        actions = world.fail(A, 0)
+        assert [a.reason.code for a in actions if isinstance(a, Restart)] == ["moved-segment"] * moves
 
 
 def test_a_replacement_node_is_not_one_that_goes_into_maintenance() -> None:
@@ -402,3 +425,33 @@ def test_a_gang_with_little_left_to_do_starts_beside_nodes_that_go() -> None:
     world.cycle(maintenance(1000.0, 2000.0, nodes=(0, 1)))
     world.end("most", "failed")
     assert world.where("most") == [A]
+
+
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_claim_is_given_up_when_its_nodes_go_out_of_use_before_the_gang_would_be_done(
+    expires: bool,
+) -> None:
+    """What is planned after the claim counts as what was planned before it."""
+    world = two(policy=Policy(min_runtime_s=0.0))
+    world.submit(*(timed(f"low{i}", 17, priority="low") for i in range(2)))
+    world.submit(timed("vip", 17, 5000.0, priority="high"), at_s=100.0)
+    (first,) = {segment.domain for segment in world.gang("vip").claim}
+    other = B if first == A else A
+    late = (
+        Extended(at_s=101.0, domains=(first,), expires_s=500.0)
+        if expires
+        else maintenance(500.0, 9000.0, where=first)
+    )
+    (gone,) = (a for a in world.cycle(late) if isinstance(a, Unclaim))
+    assert (gone.gang, gone.reason.code) == ("vip", "claim-broken")
+    world.tick(world.state.now_s)
+    assert {segment.domain for segment in world.gang("vip").claim} == {other}
+
+
+def test_a_claim_stays_where_the_gang_is_done_before_maintenance() -> None:
+    world = two(policy=Policy(min_runtime_s=0.0))
+    world.submit(*(timed(f"low{i}", 17, priority="low") for i in range(2)))
+    world.submit(timed("vip", 17, 300.0, priority="high"), at_s=100.0)
+    (first,) = {segment.domain for segment in world.gang("vip").claim}
+    assert not [a for a in world.cycle(maintenance(500.0, 9000.0, where=first)) if isinstance(a, Unclaim)]
+    assert world.gang("vip").claim

@@ -42,7 +42,7 @@ def job(
     shape = Shape(segments=segments, nodes_per_segment=nodes, may_share_domain=share)
     return Job(
         name=name, kind=kind, shape=shape, priority=priority, queue=queue, preemptible=preemptible, replicas=replicas,
-        durability=Durability(restart_s=restart_s, max_restarts=max_restarts), cluster=cluster,
+        durability=Durability(restart_s=restart_s, max_restarts=max_restarts, retry_delay_s=0.0), cluster=cluster,
         eviction_penalty_gpu_h=penalty_gpu_h,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct
 from msgspec.structs import replace
@@ -35,9 +35,18 @@ from rackscale.workload import (
 )
 
 
+class Quoting(yaml.SafeDumper):
+    """Puts all text in quotes: PyYAML leaves text such as 0E0 bare, which is a number in YAML 1.2."""
+
+
+Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, '"'))
+
+
 def load(tmp_path: Path, *documents: dict[str, object] | str) -> spec.Documents:
     file = tmp_path / "site.yaml"
-    file.write_text("---\n".join(d if isinstance(d, str) else yaml.safe_dump(d) for d in documents))
+    file.write_text(
+        "---\n".join(d if isinstance(d, str) else yaml.dump(d, Dumper=Quoting) for d in documents)
+    )
     return spec.load([file])
 
 
@@ -210,6 +219,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1
 
 
 @given(run=TEXT, variable=TEXT, nodes=st.integers(1, 1000), priority=st.sampled_from(["production", "low"]))
+@example(run="0", variable="0E0", nodes=1, priority="low")
 def test_users_text_arrives_unchanged_and_survives_the_journal(
     tmp_path_factory: pytest.TempPathFactory, run: str, variable: str, nodes: int, priority: str
 ) -> None:

@@ -120,12 +120,12 @@ def inputs() -> tuple[Input, ...]:
     )
 
 
-def day(seed: int) -> tuple[list[Event], FleetState]:
+def day(seed: int, count: int = 45, until_s: float = DAY_S) -> tuple[list[Event], FleetState]:
     failures = Failures(
         per_gpu_hour=2e-3, domain_share=0.1, node_repair=Duration(median_s=1200.0, p90_s=3000.0),
         domain_repair=Duration(median_s=2400.0, p90_s=6000.0),
     )  # fmt: skip
-    twin = TwinExecutor(seed=seed, submissions=jobs(seed, 45), inputs=inputs(), failures=failures)
+    twin = TwinExecutor(seed=seed, submissions=jobs(seed, count), inputs=inputs(), failures=failures)
     facts, events = Facts(), list[Event]()
 
     def hear(event: Event) -> None:
@@ -135,8 +135,8 @@ def day(seed: int) -> tuple[list[Event], FleetState]:
         events.append(event)
 
     controller = Controller(FleetState(), twin, listeners=(hear,))
-    while twin.now_s < DAY_S and not twin.done:
-        controller.step(DAY_S)
+    while twin.now_s < until_s and not twin.done:
+        controller.step(until_s)
     return events, controller.state
 
 
@@ -147,3 +147,9 @@ def test_every_plan_of_a_day_with_everything_on_is_lawful() -> None:
     expected |= {"maintenance", "booked", "booking-over", "expired"}
     assert expected <= codes, expected - codes
     assert FleetState.restore(state.snapshot()).snapshot() == state.snapshot()
+
+
+def test_a_crowded_half_day_is_lawful_too() -> None:
+    """Three times the jobs: queues are given nodes and lose others in one plan, and gangs meet the ends of windows."""
+    events, _ = day(4, count=150, until_s=45_000.0)
+    assert sum(isinstance(event, Decided) for event in events) > 200

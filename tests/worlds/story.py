@@ -91,6 +91,7 @@ def job(
         grace_s=20.0,
         restart_s=0.0,
         max_restarts=max_restarts,
+        retry_delay_s=0.3,
     )
     return Job(
         name=name, kind=kind, shape=Shape(segments=segments, nodes_per_segment=nodes), replicas=replicas,

@@ -45,6 +45,8 @@ STATES = (
 )  # fmt: skip
 FREE = STATES[5:]
 """States of nodes that no gang works on."""
+FAILED = "program-failed"
+"""Cause of stopping where nobody and nothing else made it."""
 FIRST = "first-start"
 """Cause of starting where nothing went before."""
 CAUSES = {
@@ -93,6 +95,8 @@ class Ledger:
         self._claims: dict[str, Masks] = {}
         self._without_gpus: set[str] = set()
         """Gangs that need no GPUs."""
+        self._retries: dict[str, int] = {}
+        """Gang -> failures of its program that are still retried."""
         self._why: dict[str, tuple[str, int]] = {}
         """Gang that was started before -> (cause of its waiting, when it was interrupted)."""
         self.recoveries: dict[str, array[float]] = {}
@@ -125,6 +129,7 @@ class Ledger:
         for job in state.jobs.values():
             self._submitted(ev.Submitted(at_s=at_s, job=job))
         for gang in state.gangs.values():
+            self._retries[gang.name] -= gang.restarts
             if gang.binding:
                 self._adopt(gang)
             if gang.claim:
@@ -239,6 +244,7 @@ class Ledger:
         account = self._account(job)
         for gang in gangs:
             self._payers[gang] = account
+            self._retries.setdefault(gang, job.durability.max_restarts)
             if job.cpu_only:
                 self._without_gpus.add(gang)
 
@@ -328,10 +334,12 @@ class Ledger:
         if attempt is None or attempt.number != event.attempt:
             return
         self._close(event.gang, attempt, event)
-        cause = attempt.stop_cause or "program-failed"
-        if cause == "cancelled" or (event.outcome == "finished" and attempt.account.kind != "service"):
+        cause = attempt.stop_cause or FAILED
+        finished = event.outcome == "finished" and attempt.account.kind != "service"
+        if cause == "cancelled" or finished or (cause == FAILED and not self._retries[event.gang]):
             self._forget(event.gang)
         else:
+            self._retries[event.gang] -= cause == FAILED
             assert attempt.interrupted_us is not None, "it has ended"
             self._why[event.gang] = (cause, attempt.interrupted_us)
 
@@ -423,6 +431,7 @@ class Ledger:
         self._drop_claim(gang)
         self._why.pop(gang, None)
         self._payers.pop(gang, None)
+        self._retries.pop(gang, None)
         self._without_gpus.discard(gang)
 
 

@@ -1,6 +1,7 @@
 """How good the scheduling was: what is allocated, fragmented, waited for, spread, lost and recovered.
 
-The metrics and their names follow Kant (arXiv 2510.01256), adapted to NVLink domains where Kant speaks of nodes:
+The metrics take their names from Kant (arXiv 2510.01256), which speaks of nodes; the definitions are ours, for NVLink
+domains, and figures are not comparable with the paper's:
 
     GAR     allocation rate: GPUs that gangs hold, of the GPUs in service (neither failed nor out of use)
     SOR     scheduling occupancy rate: GPU-time that gangs held, of the GPU-time delivered

@@ -9,7 +9,8 @@ import typer
 from rich.text import Text
 
 from rackscale import catalog, spec
-from rackscale.cli.output import FAILED, Files, JsonOption, out, print_json, report, show
+from rackscale.cli.output import FAILED, Files, JsonOption, err, out, print_json, report, show
+from rackscale.cli.site import Site, declared
 from rackscale.errors import DocumentError
 from rackscale.report.tables import plain
 
@@ -22,14 +23,28 @@ def register(app: typer.Typer) -> None:
     app.command("catalog", rich_help_panel=panel)(show_catalog)
 
 
-def check(files: Files, json: JsonOption = False) -> None:
-    """Check documents; report every problem with its file and line.
+def check(
+    files: Files,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            "--site",
+            "-s",
+            help="Check against what this site has: its live fleet where a controller has run, else its documents.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Check documents; report every problem with its file and line. Warnings are no problems.
 
-    Examples: `rackscale check site/` and `rackscale check train.yaml queue.yaml --json`
+    Examples: `rackscale check site/`, `rackscale check train.yaml --site site/`,
+    `rackscale check train.yaml queue.yaml --json`
     """
-    found = spec.check(files)
+    found = spec.check(files, around=None if site is None else declared(Site(site)))
+    for warning in () if json else found.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if json:
-        print_json({"counts": found.counts, "problems": found.problems})
+        print_json({"counts": found.counts, "problems": found.problems, "warnings": found.warnings})
     elif found.problems:
         report(DocumentError(found.problems))
     else:

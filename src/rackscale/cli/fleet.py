@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,15 @@ from rich.live import Live
 from rich.text import Text
 
 from rackscale import spec
-from rackscale.cli.output import JsonOption, SiteOption, fail, out, print_json
+from rackscale.cli.output import FAILED, JsonOption, SiteOption, fail, out, print_json
 from rackscale.cli.running import Engine, bring_up, take_down
-from rackscale.cli.site import Site, ask_all
+from rackscale.cli.site import Site, ask_all, tell, windows_of
 from rackscale.cli.times import FORMS, moment
-from rackscale.commands import Drain, Repair, Undrain
+from rackscale.commands import Book, Command, Drain, Repair, Undrain
 from rackscale.errors import UnknownNameError
 from rackscale.fleet.state import FleetState
 from rackscale.report import tables
+from rackscale.workload import Booking, Maintenance
 
 POLL_S = 0.2
 
@@ -44,7 +46,8 @@ def up(
 ) -> None:
     """Start the controller of a site, in the background. It recovers what an earlier one left.
 
-    The site's Fleet, Policy and Queue documents come into force; jobs are not submitted (that is `apply`).
+    The site's Fleet, Policy and Queue documents come into force, then its maintenance and bookings that are not over;
+    jobs are not submitted (that is `apply`). A booking that is refused is told; the controller runs all the same.
 
     Examples: `rackscale up examples/demo`, `rackscale up site/ --on ray --address auto`
     """
@@ -55,14 +58,24 @@ def up(
     if not documents.fleet and not where.has_journal:
         raise fail(f"{site} has no Fleet document", "see `rackscale schema` or examples/demo")
     standing = bring_up(site, on, address=address, repair_s=repair_after)
+    replies = [where.ask(command) for command in _not_over(windows_of(documents, time.time()))]
     if json:
-        print_json(standing)
-        return
-    with where.journal() as journal:
-        state = journal.load()
-    out.print(
-        f"controller {standing.pid} drives {len(state.domains)} NVLink domains on {on.value}", highlight=False
-    )
+        print_json({**msgspec.to_builtins(standing), "planned": replies})
+    else:
+        with where.journal() as journal:
+            count = len(journal.load().domains)
+        out.print(f"controller {standing.pid} drives {count} NVLink domains on {on.value}", highlight=False)
+        tell(replies)
+    if any(reply.outcome == "refused" for reply in replies):
+        raise typer.Exit(FAILED)
+
+
+def _not_over(commands: list[Command]) -> Iterator[Command]:
+    """Windows of a site's documents that still mean something."""
+    for command in commands:
+        window = command.booking if isinstance(command, Book) else getattr(command, "maintenance", None)
+        if isinstance(window, Booking | Maintenance) and window.end_s > time.time():
+            yield command
 
 
 def down(
@@ -72,12 +85,15 @@ def down(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Stop all gangs (they get their grace period to checkpoint), then the controller.
+    """Cancel all jobs, also those that wait; stop their gangs (they get their grace period to checkpoint), then the
+    controller. The jobs don't come back with `up`: apply them again, and they go on from their checkpoints.
 
-    The journal, checkpoints and outputs stay. Example: `rackscale down --site examples/demo`
+    With `--keep-gangs`, gangs run on, jobs wait on, and the next `up` takes them over. The journal, checkpoints and
+    outputs stay. Examples: `rackscale down --site examples/demo`, `rackscale down --keep-gangs`
     """
     take_down(site, stop_gangs=not keep_gangs)
-    message = "the controller has ended" + ("; gangs go on" if keep_gangs else " and so have all gangs")
+    message = "the controller has ended"
+    message += "; gangs go on" if keep_gangs else " and so have all gangs; jobs that waited are cancelled"
     if json:
         print_json({"message": message})
     else:

@@ -1,4 +1,4 @@
-"""plan, apply, why, audit, cancel: the four verbs, and taking a job back."""
+"""plan, apply, audit, cancel; with why, which has a file of its own, the four verbs, and taking a job back."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ from rackscale import spec
 from rackscale.cli.output import FAILED, Files, JsonOption, SiteOption, err, fail, out, print_json, show
 from rackscale.cli.site import Picture, Site, commands_of, picture
 from rackscale.cli.times import FORMS, moment
-from rackscale.commands import Cancel, Command, Drain, Reply, Submit, answer, gangs_on, preview, resolve
-from rackscale.errors import ControllerError, RackscaleError, UnknownNameError
+from rackscale.cli.why import why
+from rackscale.commands import (
+    Again,
+    Cancel,
+    Command,
+    Drain,
+    Reply,
+    Submit,
+    answer,
+    gangs_on,
+    preview,
+    runs_again,
+)
+from rackscale.errors import ControllerError, RackscaleError
 from rackscale.events import Action, Event, Forecast, Preempt, Requeue, Restart
-from rackscale.fleet.state import FleetState
 from rackscale.forecast import forecast
-from rackscale.report import because, tables, words
-from rackscale.scheduler.answers import Why, WhyDomain
-from rackscale.scheduler.explain import why as explain
-from rackscale.scheduler.rooms import why_domain
+from rackscale.report import tables, words
 from rackscale.workload import Job
 
 
@@ -61,6 +69,9 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the plan for `apply --plan`.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show each promise to those who wait, and where.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Say what would start where, who gives way and what it costs. Touches nothing.
@@ -87,7 +98,7 @@ def plan(
             PlanFile(jobs=seen.documents.jobs, actions=made.actions, forecasts=made.forecasts)
         )
         output.write_bytes(msgspec.json.format(saved, indent=2) + b"\n")
-    show(made, drawn(made, seen), json=json)
+    show(made, drawn(made, seen, verbose=verbose), json=json)
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -99,7 +110,9 @@ class Made(Struct, frozen=True, kw_only=True):
     forecasts: tuple[Forecast, ...]
     """Of the jobs in the question."""
     moved: tuple[Forecast, ...]
-    """Of those that have to leave: when they start again."""
+    """Of gangs that have to leave: when they start again; `end_s` alone where they end before they have to."""
+    again: tuple[Again, ...]
+    """Jobs in the question that ended before."""
     lost_gpu_h: float
     """At most: work since the victims' last checkpoints."""
     restart_gpu_h: float
@@ -123,12 +136,12 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: Drain | None = None) -> Ma
     actions = preview(state, events)
     reasons = [action.reason for action in actions]
     movers = {
-        state.gangs[action.gang].job
+        action.gang
         for action in actions
         if isinstance(action, Preempt | Restart | Requeue) and action.gang in state.gangs
     }
     if drain is not None and drain.deadline_s is not None:
-        movers |= {gang.job for gang in gangs_on(state, drain.target)}
+        movers |= {gang.name for gang in gangs_on(state, drain.target)}
     names = [job.name for job in jobs]
     found = forecast(state, events, names=names, moved=sorted(movers - set(names)), now_s=at_s)
     return Made(
@@ -137,19 +150,27 @@ def make(seen: Picture, jobs: tuple[Job, ...], drain: Drain | None = None) -> Ma
         actions=actions,
         forecasts=found[: len(names)],
         moved=found[len(names) :],
+        again=runs_again(state, jobs),
         lost_gpu_h=sum(r.lost_gpu_s for r in reasons) / 3600,
         restart_gpu_h=sum(r.restart_gpu_s for r in reasons) / 3600,
     )
 
 
-def drawn(made: Made, seen: Picture) -> Stack:
+def drawn(made: Made, seen: Picture, *, verbose: bool = False) -> Stack:
     """The plan for people: the actions, then when everything starts."""
     parts: list[object] = (
-        [tables.actions(made.actions)] if made.actions else [Text("nothing would be done now")]
+        [tables.actions(made.actions, verbose=verbose)]
+        if made.actions
+        else [Text("nothing would be done now")]
     )
     if made.lost_gpu_h or made.restart_gpu_h:
         cost = f"at most {made.lost_gpu_h:.2f} GPU-h of work lost, {made.restart_gpu_h:.2f} GPU-h to restart"
         parts += [Text(), Text(cost, style="bold")]
+    if made.again:
+        parts.append(Text())
+    for again in made.again:
+        ago = words.duration(max(0.0, made.at_s - again.at_s))
+        parts.append(Text(f"{again.job} will run again: {again.outcome} {ago} ago", style="yellow"))
     if made.forecasts:
         parts += [Text(), tables.forecasts(made.forecasts, made.at_s)]
     if made.moved:
@@ -242,95 +263,6 @@ def _say(reply: Reply) -> None:
         fail(reply.message, reply.hint)
     else:
         out.print(reply.message, style="green", highlight=False)
-
-
-def why(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="A job, one gang of a service (`chat/0`), a domain (`us-007`) or a node (`us-007/n03`)."
-        ),
-    ],
-    site: SiteOption = Path(),
-    json: JsonOption = False,
-) -> None:
-    """Say why a job waits, runs where it does, was told to leave, or ended; and the cheapest way to unblock it.
-
-    Of a domain or a node: what holds it, why it is out of use, and what is to come.
-
-    Examples: `rackscale why exp-812`, `rackscale why us-007`
-    """
-    with Site(site).journal() as journal:
-        state = journal.load()
-        now_s = max(time.time(), state.now_s)
-        try:
-            recent = journal.events(max(0, journal.seq - RECENT))
-            answers = explain(state, name, recent, now_s=now_s)
-        except UnknownNameError:
-            found = why_domain(state, *_place(state, name), now_s=now_s)
-            show(found, _domain_explained(found), json=json)
-            return
-    show(answers, Stack(*_all_explained(answers)), json=json)
-
-
-def _all_explained(answers: tuple[Why, ...]) -> list[Stack | Text]:
-    """The first gang of each kind of answer in full, the others by name."""
-    alike: dict[tuple[str, str], list[Why]] = {}
-    for each in answers:
-        alike.setdefault((each.status, each.constraint), []).append(each)
-    parts: list[Stack | Text] = []
-    for first, *others in alike.values():
-        parts.append(_explained(first))
-        if others:
-            parts.append(Text(f"  the same holds for {because.listed([other.gang for other in others])}"))
-    return parts
-
-
-RECENT = 20_000
-"""Events of the journal that past departures are told from, the last ones."""
-
-
-def _place(state: FleetState, name: str) -> tuple[str, tuple[int, ...] | None]:
-    """The domain and node of this name. Raises UnknownNameError, which proposes jobs and domains."""
-    try:
-        return resolve(state, name)
-    except UnknownNameError:
-        known = [*state.jobs, *state.gangs, *state.ended, *state.index]
-        raise UnknownNameError("job, NVLink domain or node", name, known) from None
-
-
-def _domain_explained(answer: WhyDomain) -> Stack:
-    name = answer.domain if answer.node is None else f"{answer.domain}/n{answer.node:02d}"
-    head = Text.assemble((name, "bold"), "  ", (answer.status.upper(), "cyan"))
-    return Stack(head, *(Text(f"  {text}") for text in because.domain(answer)))
-
-
-def _explained(answer: Why) -> Stack:
-    lasts = f" for {words.duration(answer.now_s - answer.since_s)}" if answer.since_s is not None else ""
-    if answer.status == "ended":
-        lasts = f"{lasts.replace(' for', '')} ago"
-    status = (answer.status.upper() + lasts, "cyan")
-    parts: list[object] = [Text.assemble((answer.gang, "bold"), "  ", status, "  ", because.sentence(answer))]
-    parts += [Text(f"  {because.choice(c, answer)}") for c in answer.choices]
-    if answer.placed is not None:
-        parts += [Text(f"  {text}") for text in because.placed(answer)]
-    parts += [Text(f"  {text}") for text in (because.line(answer),) if text]
-    if answer.reservation is not None:
-        parts.append(Text(f"  {because.reservation(answer.reservation, answer.now_s)}"))
-    if answer.status == "waiting" and answer.domains and answer.constraint != "next-cycle":
-        parts.append(tables.rooms(answer.domains, answer.now_s))
-    for unblock in answer.unblocks[:UNBLOCKS_SHOWN]:
-        mark = "cheapest unblock" if unblock.cheapest else "unblock"
-        parts.append(Text(f"  {mark}: {because.unblock(unblock, answer.now_s)}"))
-    parts += [
-        Text(f"  {t}", style="dim") for t in (because.guards(answer), because.interruptions(answer)) if t
-    ]
-    if answer.status == "ended" and answer.largest:
-        parts.append(Text(f"  {because.largest(answer.largest)}"))
-    return Stack(*parts)  # type: ignore[arg-type]
-
-
-UNBLOCKS_SHOWN = 6
 
 
 def audit(site: SiteOption = Path(), json: JsonOption = False) -> None:

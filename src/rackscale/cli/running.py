@@ -37,7 +37,7 @@ class Engine(StrEnum):
 
 def bring_up(site: Path, on: Engine, *, address: str | None, repair_s: float) -> daemon.Standing:
     """Start the controller, detached, and wait until it is ready. Raises ControllerError, DocumentError."""
-    spec.load([site]).for_site(kinds=("Fleet",))  # mistakes are reported here, not in the controller's log
+    spec.load([site]).for_site()  # mistakes are reported here, not in the controller's log
     argv = [sys.executable, "-P", "-m", __name__, str(site.resolve()), on.value, "--repair-s", str(repair_s)]
     if address is not None:
         argv += ["--address", address]

@@ -25,6 +25,7 @@ from rackscale.errors import ControllerError
 from rackscale.fleet.state import FleetState
 from rackscale.journal import Journal, location, writer
 from rackscale.spec.times import When
+from rackscale.workload import Booking
 
 FOLDER = ".rackscale"
 
@@ -76,10 +77,19 @@ def commands_of(
         queues = {**state.queues, **{queue.name: queue for queue in documents.queues}}
         policy = documents.policy or state.policy
         commands.append(Configure(policy=policy, queues=tuple(queues.values())))
-    if windows:
-        commands += [Maintain(maintenance=maintenance) for maintenance in documents.maintenance(now_s)]
-        commands += [Book(booking=booking) for booking in documents.bookings(now_s)]
-    return commands
+    return commands + windows_of(documents, now_s) if windows else commands
+
+
+def windows_of(documents: spec.Documents, now_s: float) -> list[Command]:
+    """The maintenance, then the bookings, with times from now."""
+    commands: list[Command] = []
+    for window in documents.windows:
+        value, from_now = window.at(now_s), "now" in (window.start.basis, window.end.basis)
+        if isinstance(value, Booking):
+            commands.append(Book(booking=value, from_now=from_now))
+        else:
+            commands.append(Maintain(maintenance=value, from_now=from_now))
+    return sorted(commands, key=lambda command: isinstance(command, Book))
 
 
 def ask_all(site: Site, commands: Sequence[Command], *, json: bool) -> None:
@@ -88,13 +98,18 @@ def ask_all(site: Site, commands: Sequence[Command], *, json: bool) -> None:
     if json:
         print_json(replies[0] if len(replies) == 1 else replies)
     else:
-        for reply in replies:
-            if reply.outcome == "refused":
-                fail(reply.message, reply.hint)
-            else:
-                out.print(reply.message, highlight=False)
+        tell(replies)
     if any(reply.outcome == "refused" for reply in replies):
         raise typer.Exit(FAILED)
+
+
+def tell(replies: Sequence[Reply]) -> None:
+    """What came of commands, for people."""
+    for reply in replies:
+        if reply.outcome == "refused":
+            fail(reply.message, reply.hint)
+        else:
+            out.print(reply.message, highlight=False)
 
 
 def state_of(documents: spec.Documents) -> FleetState:
@@ -139,6 +154,20 @@ def around(site: Site) -> spec.Documents:
     """What the site's live fleet has already. Raises ControllerError where no controller has ever run."""
     with site.journal() as journal:
         return known(journal.load())
+
+
+def declared(site: Site) -> spec.Documents:
+    """What the site has: live where a controller has ever run, else as its documents say.
+
+    Raises ControllerError where there is neither; DocumentError.
+    """
+    if site.has_journal:
+        return around(site)
+    if not any(site.path.glob("*.y*ml")):
+        raise ControllerError(
+            f"{site.path} has neither a journal nor documents", hint="name the site with --site"
+        )
+    return spec.load([site.path])
 
 
 def picture(site: Site, files: Sequence[Path]) -> Picture:

@@ -28,6 +28,11 @@ def moment(text: str, now_s: float) -> float:
         raise typer.BadParameter(f"{text!r} is no time; {reason}") from None
 
 
+def from_now(text: str | None) -> bool:
+    """Whether a time that `moment` took counts from now; None, which stands for now, does."""
+    return text is None or (":" not in text and when(text).basis != "date")
+
+
 def _next(text: str, now_s: float) -> float:
     """The next time that the clock of this machine shows so."""
     now = datetime.fromtimestamp(now_s).astimezone()

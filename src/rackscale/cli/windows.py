@@ -10,8 +10,8 @@ import typer
 
 from rackscale import spec
 from rackscale.cli.output import JsonOption, SiteOption, fail
-from rackscale.cli.site import Site, around, ask_all
-from rackscale.cli.times import FORMS, moment
+from rackscale.cli.site import Site, around, ask_all, windows_of
+from rackscale.cli.times import FORMS, from_now, moment
 from rackscale.commands import Book, Maintain, Unbook, Unmaintain
 from rackscale.workload import Booking, Maintenance, Shape
 
@@ -52,20 +52,19 @@ def book(
     if files:
         documents = spec.load(files, around=around(where))
         documents.for_site(kinds=("Booking",))
-        bookings = documents.bookings(now_s)
-        if not bookings:
+        commands = [c for c in windows_of(documents, now_s) if isinstance(c, Book)]
+        if not commands:
             raise fail("there is no Booking document in these files", "kind: Booking")
     else:
         assert name is not None
         start_s, end_s = _window(start, until, now_s)
         shape = Shape(segments=segments, nodes_per_segment=nodes)
-        bookings = (
-            Booking(
-                name=name, shape=shape, start_s=start_s, end_s=end_s, queue=queue, priority=priority,
-                system=system, cluster=cluster,
-            ),
+        booking = Booking(
+            name=name, shape=shape, start_s=start_s, end_s=end_s, queue=queue, priority=priority, system=system,
+            cluster=cluster,
         )  # fmt: skip
-    ask_all(where, [Book(booking=booking) for booking in bookings], json=json)
+        commands = [Book(booking=booking, from_now=from_now(start) or from_now(until))]
+    ask_all(where, commands, json=json)
 
 
 def unbook(
@@ -102,7 +101,8 @@ def maintain(
     maintenance = Maintenance(
         name=name or target.replace("/", "."), domain=target, start_s=start_s, end_s=end_s
     )
-    ask_all(Site(site), [Maintain(maintenance=maintenance)], json=json)
+    relative = from_now(start) or from_now(until)
+    ask_all(Site(site), [Maintain(maintenance=maintenance, from_now=relative)], json=json)
 
 
 def unmaintain(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 
 from rackscale.commands.capacity import announce, deliver, extend
-from rackscale.commands.jobs import DEFAULT_QUEUE, cancel, concerning, preview, submit
+from rackscale.commands.jobs import DEFAULT_QUEUE, Again, cancel, concerning, preview, runs_again, submit
 from rackscale.commands.nodes import change_nodes, gangs_on, resolve
 from rackscale.commands.site import configure, shutdown
 from rackscale.commands.vocabulary import (
@@ -38,6 +38,7 @@ from rackscale.fleet.state import FleetState
 
 __all__ = [
     "DEFAULT_QUEUE",
+    "Again",
     "Announce",
     "Answer",
     "Book",
@@ -62,6 +63,7 @@ __all__ = [
     "gangs_on",
     "preview",
     "resolve",
+    "runs_again",
 ]
 
 
@@ -100,11 +102,11 @@ def _answer(state: FleetState, command: Command, now_s: float) -> Answer:  # noq
         case Extend():
             return extend(state, command, now_s)
         case Book():
-            return book(state, command.booking, now_s)
+            return book(state, command.booking, now_s, from_now=command.from_now)
         case Unbook():
             return unbook(state, command.booking, now_s)
         case Maintain():
-            return maintain(state, command.maintenance, now_s)
+            return maintain(state, command.maintenance, now_s, from_now=command.from_now)
         case Unmaintain():
             return unmaintain(state, command.maintenance, now_s)
         case Shutdown():

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from rackscale.commands.nodes import resolve, span
+from rackscale.commands.nodes import resolve
 from rackscale.commands.vocabulary import Announce, Answer, Deliver, Extend, count, done, refused, unchanged
 from rackscale.errors import RackscaleError
 from rackscale.events import Announced, Delivered, DomainSpec, Event, Extended
 from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.state import FleetState
+from rackscale.spec.times import span
 
 _FIXED = "a domain can't change once it is known: restore its document, or give new domains new names"
 

@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from rackscale.commands.vocabulary import Answer, Reply, Submit, count, done, refused, unchanged
+from rackscale.commands.vocabulary import Answer, Reply, Submit, count, done, joined, refused, unchanged
 from rackscale.errors import UnknownNameError
 from rackscale.events import (
     Action,
@@ -27,11 +28,14 @@ from rackscale.events import (
     Submitted,
     subject,
 )
+from rackscale.fleet.gangs import Ended
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler import decide
 from rackscale.scheduler.fit import ever_fits
+from rackscale.spec.times import span
 from rackscale.spec.tree import Cost, never_runs
-from rackscale.workload import NAME_RULE, Booking, Job, Shape
+from rackscale.spec.windows import never_inside
+from rackscale.workload import NAME_RULE, Booking, Job
 
 DEFAULT_QUEUE = "default"
 """Exists without being configured."""
@@ -47,7 +51,7 @@ def preview(state: FleetState, events: Iterable[Event]) -> tuple[Action, ...]:
 
 def submit(state: FleetState, command: Submit, now_s: float) -> Answer:
     """Accept all jobs or none."""
-    problems = [problem for job in command.jobs for problem in _problems(state, job)]
+    problems = [problem for job in command.jobs for problem in _problems(state, job, now_s)]
     names = Counter(job.name for job in command.jobs)
     problems += [f"{name}: submitted {n} times at once" for name, n in names.items() if n > 1]
     if problems:
@@ -65,10 +69,34 @@ def submit(state: FleetState, command: Submit, now_s: float) -> Answer:
             message = "the state moved since the plan was made, and other actions would follow now"
             return (), Reply(outcome="drifted", message=message, expected=expected, actual=actual)
     same = f", {len(names) - len(new)} unchanged" if len(new) < len(names) else ""
-    return done(tuple(events), f"submitted {count(len(new), 'job')}{same}")
+    again = [f"{a.job}, {a.outcome} {span(max(0.0, now_s - a.at_s))} ago" for a in runs_again(state, new)]
+    told = f" (again: {joined(again)})" if again else ""
+    return done(tuple(events), f"submitted {count(len(new), 'job')}{same}{told}")
 
 
-def _problems(state: FleetState, job: Job) -> Iterable[str]:
+class Again(Struct, frozen=True, kw_only=True):
+    """A job that has ended, and would run once more."""
+
+    job: str
+    outcome: str
+    at_s: float
+    """When its last gang ended."""
+
+
+def runs_again(state: FleetState, jobs: Iterable[Job]) -> tuple[Again, ...]:
+    """Which of these jobs have run before, as far as the state knows, and are not live."""
+    last: dict[str, Ended] = {}
+    for ended in state.ended.values():
+        if ended.job not in last or ended.at_s >= last[ended.job].at_s:
+            last[ended.job] = ended
+    return tuple(
+        Again(job=job.name, outcome=last[job.name].outcome, at_s=last[job.name].at_s)
+        for job in jobs
+        if job.name in last and job.name not in state.jobs
+    )
+
+
+def _problems(state: FleetState, job: Job, now_s: float) -> Iterable[str]:
     """Why the job can't be submitted now, one line each."""
     if not re.fullmatch(NAME_RULE, job.name):
         yield f"{job.name!r}: a name is letters, digits, '.', '_' or '-', and begins and ends with a letter or digit"
@@ -88,7 +116,7 @@ def _problems(state: FleetState, job: Job) -> Iterable[str]:
         named.append(str(error) + (f"; {error.hint}" if error.hint else ""))
     yield from (f"{job.name}: {problem}" for problem in named)
     if not named:
-        yield from (f"{job.name}: {problem}" for problem in _impossible(state, job, booking))
+        yield from (f"{job.name}: {problem}" for problem in _impossible(state, job, booking, now_s))
 
 
 def unknown_names(state: FleetState, asked: Job | Booking) -> Iterator[str]:
@@ -104,24 +132,23 @@ def unknown_names(state: FleetState, asked: Job | Booking) -> Iterator[str]:
             yield str(error) + (f"; {error.hint}" if error.hint else "")
 
 
-def _impossible(state: FleetState, job: Job, booking: Booking | None) -> Iterator[str]:
+def _impossible(state: FleetState, job: Job, booking: Booking | None, now_s: float) -> Iterator[str]:
     """Why a job whose names are right could never run."""
     shape = job.shape
     if not ever_fits(state, job):
         more = f", nor any of its {count(len(job.offers), 'other shape')}" if job.offers else ""
         yield f"no cluster could ever hold {shape.segments} x {shape.nodes_held_per_segment} nodes{more}"
-    elif booking is not None and not any(_fits_in(offer.shape, booking) for offer in job.choices):
-        kept = booking.shape
-        yield f"the booking {booking.name!r} keeps only {kept.segments} x {kept.nodes_held_per_segment} nodes"
+    elif booking is not None and (reason := never_inside(job, booking, _window_s(booking, now_s))):
+        yield reason
     elif state.tree.limited or state.tree.guaranteed:
         reason = never_runs(job, state.queues, _costs(state, job))
         if reason is not None:
             yield f"can never start: {reason}"
 
 
-def _fits_in(shape: Shape, booking: Booking) -> bool:
-    kept = booking.shape
-    return shape.nodes_held_per_segment <= kept.nodes_held_per_segment and shape.nodes_held <= kept.nodes_held
+def _window_s(booking: Booking, now_s: float) -> float:
+    """Seconds of the booking that are still to come."""
+    return booking.end_s - max(booking.start_s, now_s)
 
 
 def _costs(state: FleetState, job: Job) -> list[Cost]:

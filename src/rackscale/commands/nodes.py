@@ -11,6 +11,7 @@ from rackscale.events import Drained, Event, NodeRepaired, Undrained
 from rackscale.fleet.gangs import Gang, Status
 from rackscale.fleet.health import LEMON
 from rackscale.fleet.state import FleetState
+from rackscale.spec.times import dated, span
 
 
 def change_nodes(state: FleetState, command: Drain | Undrain | Repair, now_s: float) -> Answer:
@@ -49,8 +50,9 @@ def _drain(
     if state.drained[d] & mask == mask and not any(_leaves_sooner(state, gang, by_s) for gang in gangs):
         return unchanged(f"{command.target} is drained already")
     event = Drained(at_s=now_s, domain=domain, nodes=nodes, deadline_s=deadline_s)
-    when = "" if deadline_s is None else f" within {span(deadline_s - now_s)}"
-    return done((event,), f"{command.target} is drained; {count(len(gangs), 'gang')} must leave{when}")
+    when = "" if deadline_s is None else f" within {span(deadline_s - now_s)}, by {dated(deadline_s)}"
+    leave = f"{count(len(gangs), 'gang')} must leave{when}" if gangs else "no gang is there"
+    return done((event,), f"{command.target} is drained; {leave}")
 
 
 def gangs_on(state: FleetState, target: str) -> list[Gang]:
@@ -78,14 +80,6 @@ def _leaves_sooner(state: FleetState, gang: Gang, by_s: float) -> bool:
     return tell_s < state.evacuating.get(gang.name, (inf, ""))[0]
 
 
-def span(seconds: float) -> str:
-    """`90 s`, `12 min`, `2 h 30`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d}"
-
-
 def resolve(state: FleetState, name: str) -> tuple[str, tuple[int, ...] | None]:
     """A domain's name and its nodes (None: all of it) from what people type. Raises UnknownNameError."""
     domains = _domains(state, name)
@@ -98,6 +92,11 @@ def resolve(state: FleetState, name: str) -> tuple[str, tuple[int, ...] | None]:
     if len(domains) > 1:
         raise RackscaleError(f"{name!r} is in several clusters", hint=f"say {' or '.join(domains)}")
     return domains[0], None if node is None else (node,)
+
+
+def called(domain: str, nodes: tuple[int, ...] | None) -> str:
+    """What `resolve` takes: the domain, or nodes of it as `us-007/n03+n04`."""
+    return domain if nodes is None else f"{domain}/{'+'.join(f'n{node:02d}' for node in nodes)}"
 
 
 def _domains(state: FleetState, name: str) -> list[str]:

@@ -10,7 +10,7 @@ from rackscale.commands.vocabulary import Answer, Configure, Shutdown, count, do
 from rackscale.events import Cancelled, Configured
 from rackscale.fleet.state import FleetState
 from rackscale.spec.problems import dotted
-from rackscale.spec.tree import tree_faults
+from rackscale.spec.tree import tree_faults, tree_warnings
 from rackscale.workload import Queue
 
 
@@ -31,7 +31,9 @@ def configure(state: FleetState, command: Configure, now_s: float) -> Answer:
     if problems:
         return refused(problems, "keep it until they have ended")
     event = Configured(at_s=now_s, policy=command.policy, queues=command.queues)
-    return done((event,), f"policy and {count(len(queues), 'queue')} in force")
+    keeps = command.policy.spares == "fixed"
+    but = "".join(f"; but {w.message}" for w in tree_warnings(tree, state.domains, keep_spares=keeps))
+    return done((event,), f"policy and {count(len(queues), 'queue')} in force{but}")
 
 
 def _needed(state: FleetState, queues: set[str], priorities: set[str]) -> Iterator[str]:

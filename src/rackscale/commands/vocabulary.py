@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -73,6 +74,8 @@ class Book(Struct, frozen=True, kw_only=True, tag=True):
     """Keep nodes for somebody's jobs from one time to another."""
 
     booking: Booking
+    from_now: bool = False
+    """Whether its times count from now, so that the same asked a little later is no news."""
 
 
 class Unbook(Struct, frozen=True, kw_only=True, tag=True):
@@ -83,6 +86,8 @@ class Maintain(Struct, frozen=True, kw_only=True, tag=True):
     """Take nodes out of use from one time to another; `maintenance.domain` may be the end of a domain's name."""
 
     maintenance: Maintenance
+    from_now: bool = False
+    """As in `Book`."""
 
 
 class Unmaintain(Struct, frozen=True, kw_only=True, tag=True):
@@ -139,6 +144,13 @@ Answer = tuple[tuple[Event, ...], Reply]
 def count(number: int, what: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def joined(names: Sequence[str], most: int = 4) -> str:
+    """`a`, `a and b`, `a, b, c, d and 3 more`."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def refused(problems: list[str], hint: str | None = None) -> Answer:

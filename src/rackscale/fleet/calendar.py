@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from itertools import accumulate
 from math import inf
+from operator import or_
 
 from msgspec import Struct
 
@@ -47,10 +49,13 @@ class Calendar:
         """Those to come, by domain."""
         self._whole: dict[bool, dict[float, int]] = {True: {}, False: {}}
         """Windows of whole domains, start -> set of domains; those that expire under True."""
+        self._so_far: dict[bool, tuple[list[float], list[int]]] = {}
+        """The same by time: starts, and the domains of windows that start before each of them and after the last."""
         self._parts: dict[int, int] = {}
         """Domain -> windows of some of its nodes."""
 
     def add(self, window: Window) -> None:
+        self._so_far.clear()
         insort(self.coming, window)
         self.on.setdefault(window.d, []).append(window)
         if window.whole:
@@ -71,6 +76,7 @@ class Calendar:
         self.open.pop((name, d), None)
 
     def _drop(self, name: str, d: int) -> Window | None:
+        self._so_far.clear()
         windows = self.on.get(d, [])
         window = next((w for w in windows if w.name == name), None)
         if window is None:
@@ -99,15 +105,20 @@ class Calendar:
         found = 0
         if not self.coming:
             return found
-        for expires, starts in self._whole.items():
-            last_s = until_s if expires else assumed_s
-            for start_s, bits in starts.items():
-                if start_s < last_s:
-                    found |= bits
+        for expires, last_s in ((True, until_s), (False, assumed_s)):
+            starts, so_far = self._so_far.get(expires) or self._by_time(expires)
+            found |= so_far[bisect_left(starts, last_s)]
         for d in self._parts:
             busy = self.busy(d, assumed_s)
             if busy and (occupancy.free[d] & ~busy).bit_count() - occupancy.spares[d] < nodes:
                 found |= 1 << d
+        return found
+
+    def _by_time(self, expires: bool) -> tuple[list[float], list[int]]:
+        whole = self._whole[expires]
+        starts = sorted(whole)
+        so_far = list(accumulate((whole[start_s] for start_s in starts), or_, initial=0))
+        found = self._so_far[expires] = (starts, so_far)
         return found
 
     def busy(self, d: int, until_s: float) -> int:

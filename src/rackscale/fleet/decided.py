@@ -134,8 +134,11 @@ class Decisions:
     # -- nodes -------------------------------------------------------------------------------------------------------
 
     def _hold(self, action: ev.Hold) -> None:
-        state = self._state
-        state.machines.calendar.holding[action.booking] = action.binding
+        state, holding = self._state, self._state.machines.calendar.holding
+        for d, mask in state.machines.masks(holding.get(action.booking, ())):  # some of them are replaced
+            state.occupancy.unclaim(d, mask)
+            state.machines.horizon.touch(d)
+        holding[action.booking] = action.binding
         state.reserved.pop(f"@{action.booking}", None)
         for d, mask in state.machines.masks(action.binding):
             state.occupancy.claim(d, mask)

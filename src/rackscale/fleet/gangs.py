@@ -79,6 +79,8 @@ class Gang(Struct, kw_only=True):
     url: str | None = None
     restarts: int = 0
     """Failures of the program itself."""
+    paused_until_s: float | None = None
+    """When it joins the line again after such a failure; None: it is not pausing."""
     evictions: int = 0
     evictions_today: int = 0
     evictions_day: int = -1

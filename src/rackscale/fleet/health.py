@@ -86,6 +86,14 @@ class Health:
                 self.deadline_s[d, node] = by_s
         self.drained[d] |= mask
 
+    def drains(self, d: int) -> dict[float | None, int]:
+        """When gangs must have left drained nodes of domain d -> mask of those nodes; None: at once."""
+        found: dict[float | None, int] = {}
+        for node in members(self.drained[d]):
+            by_s = self.deadline_s.get((d, node))
+            found[by_s] = found.get(by_s, 0) | 1 << node
+        return found
+
     def leave_by_s(self, d: int, mask: int) -> float:
         """When a gang on these nodes must have left since some of them are drained; infinite: none is."""
         return min((self.deadline_s.get((d, n), -inf) for n in members(mask & self.drained[d])), default=inf)

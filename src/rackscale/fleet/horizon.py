@@ -71,6 +71,8 @@ class Horizon:
         self._touched: set[int] = set()
         """Domains that changed since the indices were last brought up to date."""
         self._profiles: dict[int, Profile] = {}
+        self.worked_out: list[int] = []
+        """Domains looked at since somebody cleared it."""
         self._stale: set[int] = set()
         """Domains that changed since the last question."""
         self.touch = self._stale.add
@@ -101,6 +103,7 @@ class Horizon:
         return found
 
     def _work_out(self, d: int, now_s: float) -> Profile:
+        self.worked_out.append(d)
         free, later = 0, []
         for at_s, nodes in self._source.changes(d):
             if at_s <= NOW:

@@ -31,6 +31,9 @@ class Charge(Struct, frozen=True, gc=False):
     def plus(self, other: Charge) -> Charge:
         return Charge(self.gpus + other.gpus, self.domains + other.domains)
 
+    def less(self, other: Charge) -> Charge:
+        return Charge(self.gpus - other.gpus, self.domains - other.domains)
+
 
 NOTHING = Charge()
 

@@ -172,5 +172,7 @@ def _reinstate(state: FleetState, gang: Gang) -> None:
         state.broken[gang.name] = None
     elif gang.status is Status.LEAVING:
         state.leaving[gang.name] = None
+    if gang.paused_until_s is not None:
+        state.pause(gang)
     if gang.cancelled and gang.status not in (Status.WAITING, Status.LEAVING):
         state.stopping[gang.name] = None

@@ -55,6 +55,10 @@ class FleetState:
         self.ended: dict[str, Ended] = {}
         self.machines = Machines(self.gangs, self.jobs)
         self.waiting = Waiting()
+        self.paused: dict[str, None] = {}
+        """Gangs whose program failed and that join the line again later."""
+        self.resume_s = inf
+        """When the first of those does."""
         self.claimants: dict[str, tuple[tuple[int, int], ...]] = {}
         """Gang that nodes are kept for -> (domain index, mask) of those nodes."""
         self.reserved: dict[str, ev.Reserve] = {}
@@ -115,10 +119,14 @@ class FleetState:
         if event.at_s > self.now_s:
             self.now_s = self.machines.now_s = event.at_s
         self._fold[type(event)](event)
+        if self.now_s >= self.resume_s:
+            self._resume()
 
     def due_s(self) -> float | None:
         """When a decision is due; None: not before something happens."""
         wake_s = self.wake_at_s
+        if self.resume_s < inf:
+            wake_s = self.resume_s if wake_s is None else min(wake_s, self.resume_s)
         if not self.dirty:
             return wake_s
         soon_s = self.decided_s + self.policy.decision_interval_s
@@ -186,7 +194,7 @@ class FleetState:
                 tenants, level = self.machines.books(job).tenants, self.level(gang)
                 for d, mask in self.machines.masks(gang.binding):
                     tenants.add(d, gang.name, mask, level)
-            elif not gang.claim:
+            elif not gang.claim and gang.paused_until_s is None:
                 self.waiting.add(gang, job)
             if gang.charged:
                 self.tree.change(gang.queue, job.user, gang.charge, 1, self.now_s)
@@ -308,7 +316,7 @@ class FleetState:
             self.end(gang, "failed", event.detail)
         else:
             gang.restarts += 1
-            self.wait(gang, front=True, cause="program-failed")
+            self.wait(gang, front=True, cause="program-failed", pause_s=job.durability.pause_s(gang.restarts))
         self.dirty = True
 
     # -- parts, also of `Decisions` ----------------------------------------------------------------------------------
@@ -316,17 +324,43 @@ class FleetState:
     def become(self, gang: Gang, status: Status) -> None:
         gang.status, gang.since_s = status, self.now_s
 
-    def wait(self, gang: Gang, *, front: bool, cause: str) -> None:
-        """In line again; a gang that moves waits for its claim instead."""
+    def wait(self, gang: Gang, *, front: bool, cause: str, pause_s: float = 0.0) -> None:
+        """In line again, after a pause; a gang that moves waits for its claim instead."""
         self.become(gang, Status.WAITING)
         gang.front, gang.cause = front, cause
         gang.running_s = gang.started_s = gang.url = gang.saves_every_s = None
         if gang.claim:
             self.charge(gang, gang.claim)
+        elif pause_s > 0.0:
+            gang.paused_until_s = self.now_s + pause_s
+            self.pause(gang)
         else:
             self.waiting.add(gang, self.jobs[gang.job])
             self.fresh.add(gang.name)
         self.dirty = True
+
+    def pause(self, gang: Gang) -> None:
+        """Out of line until `paused_until_s`."""
+        assert gang.paused_until_s is not None
+        self.paused[gang.name] = None
+        self.resume_s = min(self.resume_s, gang.paused_until_s)
+
+    def _resume(self) -> None:
+        """Gangs whose pause is over join the line."""
+        for name in sorted(self.paused):
+            gang = self.gangs[name]
+            assert gang.paused_until_s is not None
+            if gang.paused_until_s <= self.now_s:
+                self._unpause(gang)
+                self.waiting.add(gang, self.jobs[gang.job])
+                self.fresh.add(name)
+                self.dirty = True
+
+    def _unpause(self, gang: Gang) -> None:
+        del self.paused[gang.name]
+        gang.paused_until_s = None
+        left = (self.gangs[name].paused_until_s for name in self.paused)
+        self.resume_s = min((at_s for at_s in left if at_s is not None), default=inf)
 
     def charge(self, gang: Gang, binding: ev.Binding) -> None:
         """Its queue holds what the gang holds, or what is kept for it, from now on."""
@@ -398,6 +432,8 @@ class FleetState:
         """The gang has ended for good."""
         if gang.claim:
             self.unclaim(gang)
+        if gang.name in self.paused:
+            self._unpause(gang)
         if self.waiting.of(gang.name) is not None:
             self.waiting.remove(gang)
         if self.reserved.pop(gang.name, None) is not None:

@@ -11,6 +11,7 @@ from rackscale.scheduler.answers import (
     ChoiceJudged,
     DomainRoom,
     Happened,
+    Holder,
     Largest,
     NodeOut,
     Obstacle,
@@ -18,7 +19,9 @@ from rackscale.scheduler.answers import (
     Reservation,
     Unblock,
     Why,
+    WhyBooking,
     WhyDomain,
+    WhyMaintenance,
 )
 
 FEW = 4
@@ -118,11 +121,17 @@ def _in_time(it: Obstacle, now_s: float) -> str | None:
         clears = f"a node kept for it on {where} is no longer usable: it tries again"
     return {
         "claimed": clears,
+        "paused": f"its program failed for the {_ordinal(int(it.used))} time of {it.limit:g} that are retried;"
+        f" it joins the line again {at}",
         "reserved": f"it would fit on {where}, but would delay {it.subject}, which is promised to start {at}",
         "maintenance": f"it would fit on {where}, but not end before maintenance {it.subject} begins {at}",
         "expiry": f"it would fit on {where}, but not end before that capacity goes back {at}",
         "announced": f"only capacity that is not delivered could hold {_size(it)}: {where}, expected {at}",
     }.get(it.code)
+
+
+def _ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _rule(subject: str) -> str:
@@ -153,7 +162,8 @@ def _booking(it: Obstacle, now_s: float) -> str:
         "not-begun": f"booking {it.subject} has not begun: it begins {at}"
         if it.at_s is not None and it.at_s > now_s
         else f"booking {it.subject} is due, but has no nodes yet",
-        "outlives": f"it would not end before booking {it.subject} does {at}",
+        "outlives": f"it can never start in booking {it.subject}, which ends {at}: it takes {duration(it.takes_s)},"
+        f" and {duration(it.lasts_s)} of the booking are to come",
         "full": f"the nodes of booking {it.subject}, which ends {at}, are in use",
     }[it.detail or "unknown"]
 
@@ -283,7 +293,8 @@ def _protection(it: Placed, now_s: float) -> str:
         else ""
     )
     takers = [name for name in it.taken_by if name != "reclaim"]
-    by = [f"by {listed(takers)}"] if takers else []
+    inside = f" of queue {it.taken_within}" if it.taken_within is not None else ""
+    by = [f"by {listed(takers)}{inside}"] if takers else []
     by += ["by queues that are owed what its queue borrows"] if "reclaim" in it.taken_by else []
     may = f"it may be preempted {' or '.join(by)}" if by else "nobody may preempt it"
     if it.shrinks and by:
@@ -323,23 +334,84 @@ def out_of_use(it: NodeOut, now_s: float) -> str:
     }  # fmt: skip
     cause = causes.get(it.why, f"in maintenance {it.why}")
     back = f", expected back {when(it.back_s, now_s)}" if it.back_s is not None else ""
+    if it.leave_by_s is not None and it.leave_by_s > now_s:
+        back = f": nothing new starts, and gangs must have left {when(it.leave_by_s, now_s)}"
     often = f", {it.failures} failures lately" if it.failures > 1 else ""
     return f"{named(it.nodes)} {cause}{back}{often}"
 
 
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
 def domain(it: WhyDomain) -> Iterator[str]:
-    """What holds a domain and what is to come, line by line."""
+    """What holds a domain or a node, and what is to come, line by line."""
     room, now_s = it.room, it.now_s
-    yield f"{room.room} nodes free to gangs beside {room.spares} spares; {room.out} out of use"
+    if it.node is None:
+        yield f"{_nodes(room.room)} free to gangs beside {room.spares} spares; {room.out} out of use"
+    elif room.room:
+        yield "it is free"
     for holder in room.held_by:
-        yield f"{holder.gang} holds {holder.nodes} nodes, expected to end {when(holder.expected_end_s, now_s)}"
+        what = _nodes(holder.nodes) if it.node is None else "it"
+        yield f"{holder.gang} holds {what}, expected to end {when(holder.expected_end_s, now_s)}"
     if room.kept_for:
-        yield f"nodes are kept for {listed(room.kept_for)}"
+        yield f"{'nodes are' if it.node is None else 'it is'} kept for {listed(room.kept_for)}"
     if room.promised_to:
-        yield f"promised to {listed(room.promised_to)}"
+        where = "" if it.node is None else f"nodes of {it.domain} are "
+        yield f"{where}promised to {listed(room.promised_to)}"
     for out in it.out:
         yield out_of_use(out, now_s)
     for window in it.windows:
         what = "goes back" if window.name == "expired" else f"maintenance {window.name}"
         until = "" if window.end_s is None else f" for {duration(window.end_s - window.start_s)}"
         yield f"{named(window.nodes)}: {what} {when(window.start_s, now_s)}{until}"
+
+
+def times(it: WhyBooking | WhyMaintenance) -> str:
+    """`begins in 2 h 00 for 60 min`, `ends in 12 min`."""
+    if it.start_s > it.now_s:
+        return f"begins in {duration(it.start_s - it.now_s)} for {duration(it.end_s - it.start_s)}"
+    return f"ends in {duration(max(0.0, it.end_s - it.now_s))}"
+
+
+def planned(it: WhyBooking | WhyMaintenance) -> Iterator[str]:
+    """When and where a booking or a maintenance is, and whom it concerns, line by line."""
+    if isinstance(it, WhyMaintenance):
+        yield f"maintenance of {place_of(it)}: it {times(it)}"
+        if it.must_leave:
+            yield f"told to leave in time, if they have not ended: {_holders(it.must_leave, it.now_s)}"
+        elif it.status == "to-come":
+            yield "nobody has to leave for it"
+        return
+    size = f"{it.segments} x {it.nodes_per_segment} nodes"
+    yield f"booking of {size}, queue {it.queue}, priority {it.priority}: it {times(it)}"
+    yield from _kept(it)
+    if it.in_the_way:
+        yield f"in its way, unless they end or leave: {_holders(it.in_the_way, it.now_s)}"
+    if it.jobs:
+        yield f"running in it: {listed(it.jobs)}"
+    if it.waiting:
+        yield f"waiting for it: {listed(it.waiting)}"
+    if not it.jobs and not it.waiting:
+        yield f"no job asks for it (booking: {it.name})"
+
+
+def _kept(it: WhyBooking) -> Iterator[str]:
+    where = listed(it.domains)
+    if it.status == "kept":
+        yield f"its nodes are kept on {where}"
+    elif not it.domains:
+        yield "nobody knows yet where it will have room"
+    elif it.expected_s is not None and it.expected_s > max(it.start_s, it.now_s):
+        yield f"it is expected to have room too late, {when(it.expected_s, it.now_s)}, on {where}"
+    else:
+        yield f"it is expected to have room on {where} in time"
+
+
+def _holders(holders: Sequence[Holder], now_s: float) -> str:
+    return listed([f"{h.gang} ({_nodes(h.nodes)}, ends {when(h.expected_end_s, now_s)})" for h in holders])
+
+
+def place_of(it: WhyMaintenance) -> str:
+    """`use1-a/us-007`, or nodes of it."""
+    return it.domain if it.nodes is None else f"{it.domain}/{named(it.nodes)}"

@@ -101,7 +101,7 @@ def _about_room(it: Action) -> tuple[str, str, str]:
 def _why(reason: Reason) -> str:
     text = ev.REASONS[reason.code]
     if reason.code == "preempted-for":
-        return f"its nodes are needed by {reason.for_gang}, and it loses the least"
+        return f"its nodes are needed by {reason.for_gang}, and nothing cheaper to stop was found"
     if reason.domain and reason.node is not None:
         return f"{text}: {reason.domain}/n{reason.node:02d}"
     return text

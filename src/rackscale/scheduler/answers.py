@@ -12,6 +12,7 @@ from msgspec import Struct
 OBSTACLES = {
     "next-cycle": "it fits, and the next decision starts it",
     "claimed": "its nodes are kept for it, and others are still leaving them",
+    "paused": "its program failed, and it joins the line again after a pause",
     "reserved": "it would fit, but would delay a gang or booking ahead of it",
     "topology": "enough GPUs are free in a cluster, but in too few domains with room for a segment",
     "fabric": "enough domains have room, but not as close together, or as far apart, as it asks",
@@ -90,8 +91,12 @@ class Obstacle(Struct, frozen=True, kw_only=True, omit_defaults=True):
     domains: tuple[str, ...] = ()
     at_s: float | None = None
     """When it is expected to be out of the way, or what is in the way begins."""
+    takes_s: float = 0.0
+    """Of a booking that it would outlive: how long it takes from start to end,"""
+    lasts_s: float = 0.0
+    """and how much of the booking is to come."""
     unit: Literal["gpus", "domains", "gangs"] | None = None
-    """Of `used`, `asks` and `limit`."""
+    """Of `used`, `asks` and `limit`; of a pause none: failures so far, and those that are retried."""
     used: float = 0.0
     asks: float = 0.0
     limit: float = 0.0
@@ -222,6 +227,8 @@ class Placed(Struct, frozen=True, kw_only=True):
     protected_until_s: float | None
     taken_by: tuple[str, ...]
     """Priority classes that may preempt it; `reclaim`: queues that are owed what its queue borrows."""
+    taken_within: str | None
+    """The queue of which those of a higher priority have to be, since it needs the gang for its quota; None: any."""
     shrinks: bool
     """Whether it would be shrunk first."""
     growth: str | None
@@ -294,6 +301,8 @@ class NodeOut(Struct, frozen=True, kw_only=True):
     why: str
     """`failed`, `drained`, `announced`, `lemon`, `expired`, or the maintenance."""
     back_s: float | None = None
+    leave_by_s: float | None = None
+    """Of drained ones: when gangs must have left; None: at once."""
     failures: int = 0
     """Failures of the worst of them in the policy's window."""
 
@@ -315,8 +324,49 @@ class WhyDomain(Struct, frozen=True, kw_only=True):
     """None: all nodes."""
     now_s: float
     room: DomainRoom
-    """Of the whole domain."""
+    """Of the node, or of the whole domain. Promises are of a domain: nobody knows yet on which of its nodes."""
     status: str
-    """`free`, `held`, `kept` (claimed), `partly-held`, or `out`."""
+    """`free`, `held`, `kept` (claimed), `partly-held`, `draining` (drained and held), or `out`."""
     out: tuple[NodeOut, ...]
     windows: tuple[Coming, ...]
+
+
+class WhyBooking(Struct, frozen=True, kw_only=True):
+    """A booking: when, where, and for whom."""
+
+    name: str
+    now_s: float
+    status: str
+    """`to-come`, `kept` (it has begun, and its nodes are kept), or `due` (it should have begun, and has no nodes)."""
+    start_s: float
+    end_s: float
+    queue: str
+    priority: str
+    segments: int
+    nodes_per_segment: int
+    domains: tuple[str, ...]
+    """Where its nodes are kept, or are expected to be; empty: nobody knows."""
+    expected_s: float | None
+    """When those nodes are expected to be free, if it has not begun."""
+    jobs: tuple[str, ...]
+    """Jobs that run in it,"""
+    waiting: tuple[str, ...]
+    """and that wait for it or in it."""
+    in_the_way: tuple[Holder, ...]
+    """Where it is not expected to have room in time: gangs on those domains that don't end before it begins."""
+
+
+class WhyMaintenance(Struct, frozen=True, kw_only=True):
+    """A maintenance: when, where, and who leaves for it."""
+
+    name: str
+    now_s: float
+    status: str
+    """`to-come` or `on`."""
+    start_s: float
+    end_s: float
+    domain: str
+    nodes: tuple[int, ...] | None
+    """None: the whole domain."""
+    must_leave: tuple[Holder, ...]
+    """Gangs on those nodes that are not expected to end before it begins."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from math import inf
 
-from rackscale.events import Action, Close, Free, Hold, Open, Reason
+from rackscale.events import Action, Binding, Close, Free, Hold, Open, Reason, Segment
+from rackscale.fleet.gangs import Status
 from rackscale.fleet.health import EXPIRED, LEMON
-from rackscale.fleet.occupancy import members
+from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
-from rackscale.scheduler.clear import evict
+from rackscale.scheduler.clear import affordable, evict
 from rackscale.scheduler.cycle import Cycle
-from rackscale.scheduler.fit import bind, place
+from rackscale.scheduler.fit import beside, bind, place, place_one
 from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask
-from rackscale.workload import Booking, Job, Offer
+from rackscale.workload import Booking, Job, Offer, Shape
 
 
 def overdue(state: FleetState, now_s: float) -> list[Action]:
@@ -49,6 +50,85 @@ def overdue(state: FleetState, now_s: float) -> list[Action]:
     return found
 
 
+def mend_bookings(cycle: Cycle) -> None:
+    """Replace nodes of bookings that went out of use: in their domain, else by a segment in another one."""
+    state, calendar = cycle.state, cycle.state.machines.calendar
+    for name, binding in calendar.holding.items():
+        booking = calendar.bookings[name]
+        for at, segment in enumerate(binding):
+            d = state.index[segment.domain]
+            dead = mask_of(segment.nodes) & ~state.occupancy.up[d] & ~_at_work(state, d)
+            by = _replaced(cycle, booking, cycle.booked.get(name, binding), at, dead) if dead else None
+            if by is None:
+                continue
+            now = cycle.booked.get(name, binding)
+            cycle.booked[name] = (*now[:at], by, *now[at + 1 :])
+            reason = Reason(
+                code="booking-mended", window=name, domain=segment.domain, node=next(iter(members(dead)))
+            )
+            cycle.actions = [a for a in cycle.actions if not (isinstance(a, Hold) and a.booking == name)]
+            cycle.actions.append(Hold(booking=name, binding=cycle.booked[name], reason=reason))
+            cycle.retry = True  # its jobs may start there
+
+
+def _at_work(state: FleetState, d: int) -> int:
+    """Nodes of domain d that gangs go on with, drained or not."""
+    found = 0
+    for books in (state.machines.gpu, state.machines.cpu):
+        for name, mask in books.tenants.on[d].items():
+            if state.gangs[name].status in (Status.STARTING, Status.RUNNING):
+                found |= mask
+    return found
+
+
+def _replaced(cycle: Cycle, booking: Booking, binding: Binding, at: int, dead: int) -> Segment | None:
+    """The segment with other nodes for those that are dead, claimed in the what-if; None if there are none at all."""
+    state, segment = cycle.state, binding[at]
+    occupancy, calendar, d = state.occupancy, state.machines.calendar, state.index[segment.domain]
+    free = occupancy.free[d] & ~calendar.busy(d, booking.end_s)
+    count = min(free.bit_count(), dead.bit_count())
+    found = None
+    if count < dead.bit_count() and not mask_of(segment.nodes) & _at_work(state, d):
+        found = _elsewhere(cycle, booking, binding, at)
+    if found is None:
+        if not count:
+            return None
+        new = dict(zip(members(dead), lowest_nodes(free, count), strict=False))
+        found = Segment(domain=segment.domain, nodes=tuple(new.get(node, node) for node in segment.nodes))
+    to = state.index[found.domain]
+    before, after = mask_of(segment.nodes), mask_of(found.nodes)
+    occupancy.unclaim(d, before if to != d else before & ~after)
+    cycle.changed(d)
+    more = after if to != d else after & ~before
+    occupancy.claim(to, more)
+    cycle.gave(to, more, booking.end_s)
+    return found
+
+
+def _elsewhere(cycle: Cycle, booking: Booking, binding: Binding, at: int) -> Segment | None:
+    """The segment in another domain of its cluster and system."""
+    state, segment = cycle.state, binding[at]
+    home = state.domains[state.index[segment.domain]]
+    (group,) = state.topology.groups(home.system, home.cluster)
+    others = [state.index[other.domain] for other in binding if other is not segment]
+    within = group.domains & beside(state.topology, _wants(booking), booking.shape, others)
+    within &= ~(1 << state.index[home.name])
+    within &= ~state.machines.calendar.shut(booking.end_s, booking.end_s, 1 << 30, state.occupancy)
+    placement = place_one(state.occupancy, within, len(segment.nodes))
+    if placement is None:
+        return None
+    (found,) = bind(state, placement, Shape(nodes_per_segment=len(segment.nodes)))
+    return found
+
+
+def _wants(booking: Booking) -> Job:
+    """The booking as a job of its shape."""
+    return Job(
+        name=booking.name, kind="batch", shape=booking.shape, system=booking.system, cluster=booking.cluster,
+        nearness=booking.nearness,
+    )  # fmt: skip
+
+
 def begin_bookings(cycle: Cycle) -> None:
     """Hold nodes for bookings whose time has come, clearing them where need be."""
     state = cycle.state
@@ -57,10 +137,7 @@ def begin_bookings(cycle: Cycle) -> None:
         if booking.start_s > cycle.now_s or booking.name in calendar.holding:
             continue
         offer = Offer(shape=booking.shape, system=booking.system)
-        wants = Job(
-            name=booking.name, kind="batch", shape=booking.shape, system=booking.system, cluster=booking.cluster,
-            nearness=booking.nearness,
-        )  # fmt: skip
+        wants = _wants(booking)
         avoid = calendar.shut(
             booking.end_s, booking.end_s, booking.shape.nodes_held_per_segment, state.occupancy
         )
@@ -88,7 +165,7 @@ def _clear(cycle: Cycle, booking: Booking, wants: Job, offer: Offer, reason: Rea
     clearer = Clearer(state, cycle.now_s, cycle.leaving, cycle.evicted)
     closed = state.machines.calendar.shut(booking.end_s, booking.end_s, 1 << 30, state.occupancy)
     charge = Charge(*state.topology.floor(booking.shape, booking.system, booking.cluster))
-    clearing = clearer.clear(Ask(wants, offer, Taker(priority, booking.queue, charge), closed))
+    clearing = affordable(clearer, Ask(wants, offer, Taker(priority, booking.queue, charge), closed))
     if clearing is None:
         return False
     cycle.promises.keep(f"@{booking.name}")

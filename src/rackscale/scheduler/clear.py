@@ -6,11 +6,13 @@ from collections import Counter
 
 from rackscale.events import Reason
 from rackscale.fleet.gangs import Gang
+from rackscale.fleet.queues import Charge
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
+from rackscale.scheduler.known import Known
 from rackscale.scheduler.order import Key
-from rackscale.scheduler.place import least_charge, refused, siblings, stays_until
-from rackscale.scheduler.preempt import Clearer, Known
+from rackscale.scheduler.place import in_use, least_charge, refused, siblings, stays_until
+from rackscale.scheduler.preempt import Clearer
 from rackscale.scheduler.price import Taker
 from rackscale.scheduler.victims import Ask, Clearing
 
@@ -74,14 +76,34 @@ def clearing_for(
         closed = 0
         if calendar.coming or state.reserved:
             until_s, assumed_s = stays_until(cycle, blocked.cls, job, offer)
-            closed = calendar.shut(until_s, assumed_s, 1 << 30, state.occupancy)
+            closed = calendar.shut(*in_use(cycle, job, until_s, assumed_s), 1 << 30, state.occupancy)
             closed |= cycle.promises.closed(key, until_s, 1 << 30)
         if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
             closed |= siblings(cycle, job)
-        found = clearer.clear(Ask(job, offer, Taker(gang.priority, gang.queue, charge), closed))
+        found = affordable(clearer, Ask(job, offer, Taker(gang.priority, gang.queue, charge), closed))
         if found is not None:
             return found, choice
     return None
+
+
+def affordable(clearer: Clearer, ask: Ask) -> Clearing | None:
+    """The best clearing; where somebody is reclaimed from, one that the taker's queue is owed at what it really costs.
+
+    The ask's charge is the least that the gang could cost. On other systems it costs more: then that is asked for, and
+    if nothing is owed that, the system is left out.
+    """
+    found = clearer.clear(ask)
+    if found is None or not clearer.reclaims:
+        return found
+    state, least = clearer.state, ask.taker.charge
+    costs = state.machines.charge(found.binding)
+    if costs.gpus <= least.gpus and costs.domains <= least.domains:
+        return found
+    most = Charge(max(costs.gpus, least.gpus), max(costs.domains, least.domains))
+    there = state.topology.group_of[state.index[found.binding[0].domain]].domains
+    return affordable(clearer, ask._replace(taker=ask.taker._replace(charge=most))) or affordable(
+        clearer, ask._replace(closed=ask.closed | there)
+    )
 
 
 def _clear_for(cycle: Cycle, key: Key, blocked: Blocked, gang: Gang, known: Known) -> bool:
@@ -127,5 +149,5 @@ def evict(cycle: Cycle, found: Clearing, for_gang: str, priority: int) -> None:
             lower = victim.priority < priority and _keeps_quota(cycle, victim, for_gang)
             code = "preempted-for" if lower else "reclaimed-for"
             cycle.send_away(victim, code, for_gang)
-            cycle.take(victim)
+            cycle.depart(victim, ())  # its nodes count against limits until it has left
         cycle.evicted[victim.queue] += 1

@@ -22,7 +22,8 @@ from rackscale.scheduler.promises import Promises
 def what_if(state: FleetState, now_s: float, *, due: bool) -> Iterator[Cycle]:
     """A decision that is tried: at the end all that it held, claimed, gave and took is taken back. They do not nest."""
     machines = state.machines
-    machines.now_s = now_s
+    before_s, machines.now_s = machines.now_s, now_s
+    machines.horizon.worked_out.clear()
     cycle = Cycle(state, now_s, due=due)
     machines.gpu.occupancy.begin()
     machines.cpu.occupancy.begin()
@@ -39,6 +40,10 @@ def what_if(state: FleetState, now_s: float, *, due: bool) -> Iterator[Cycle]:
         for d in cycle.touched:
             machines.horizon.touch(d)
         machines.given.clear()
+        if before_s != now_s:  # what was expected of domains at another time is worked out again
+            machines.now_s = before_s
+            for d in machines.horizon.worked_out:
+                machines.horizon.touch(d)
 
 
 class Blocked(NamedTuple):
@@ -73,6 +78,8 @@ class Cycle:
         """Whether this plan itself frees nodes (a claim broke, a segment moved): decide again at once."""
         self.claimed: set[str] = set()
         """Waiting gangs for which room is cleared in this cycle."""
+        self.booked: dict[str, Binding] = {}
+        """Bookings of which nodes were replaced in this cycle, and what they hold now."""
         self.wakes: list[float] = []
         """Times at which something else becomes due."""
 

@@ -2,7 +2,8 @@
 
     0  calendar    maintenance, returns of capacity, lemons and ends of bookings that are due; nothing else beside them
     1  settle      claims whose nodes are free become starts; broken claims are given up
-    2  repair      gangs that lost a node get a spare, move a segment, go on smaller, or wait again
+    2  repair      bookings that lost a node get another; gangs that lost one get a spare, move a segment, go on
+                   smaller, or wait again
     3  withdraw    cancelled gangs stop; gangs leave nodes that are drained or go out of use
     4  book        bookings whose time has come hold their nodes
     5  place       waiting gangs in order, by best fit, without moving anybody and without delaying a reservation
@@ -20,7 +21,7 @@ from math import inf
 
 from rackscale.events import Plan, Reserve, Unreserve
 from rackscale.fleet.state import FleetState
-from rackscale.scheduler.calendar import begin_bookings, next_s, overdue
+from rackscale.scheduler.calendar import begin_bookings, mend_bookings, next_s, overdue
 from rackscale.scheduler.clear import clear_room, could_take
 from rackscale.scheduler.cycle import Cycle, what_if
 from rackscale.scheduler.defragment import defragment
@@ -49,6 +50,7 @@ def decide(state: FleetState, now_s: float) -> Plan:
 def fill(cycle: Cycle) -> None:
     """Steps 1 to 5: all that moves nobody for those who wait."""
     settle(cycle)
+    mend_bookings(cycle)
     repair(cycle)
     withdraw(cycle)
     begin_bookings(cycle)

@@ -11,7 +11,7 @@ from rackscale.fleet.occupancy import mask_of, members
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, place_one
-from rackscale.scheduler.place import refused, stays_until
+from rackscale.scheduler.place import in_use, refused, siblings, stays_until
 from rackscale.scheduler.price import cost
 from rackscale.workload import Shape
 
@@ -78,7 +78,9 @@ def opening(cycle: Cycle, blocked: Blocked, gang: Gang) -> Opening | None:
         gain = saved_s * nodes * group.gpus_per_node
         until_s, assumed_s = stays_until(cycle, blocked.cls, job, offer)
         closed = cycle.promises.closed(blocked.key, inf, 1 << 30)
-        closed |= state.machines.calendar.shut(until_s, assumed_s, 1 << 30, occupancy)
+        closed |= state.machines.calendar.shut(*in_use(cycle, job, until_s, assumed_s), 1 << 30, occupancy)
+        if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
+            closed |= siblings(cycle, job)
         within = group.domains & ~closed
         tried = 0
         for room in range(min(nodes - 1, len(occupancy.buckets) - 1), -1, -1):

@@ -15,9 +15,12 @@ from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
 from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Cycle
-from rackscale.scheduler.fit import bind, place
+from rackscale.scheduler.fit import beside, bind, place
 from rackscale.scheduler.price import saves_on_request
 from rackscale.workload import Offer
+
+JUST_NOW_S = 1.0
+"""Work that is no longer than this after a checkpoint is not worth waiting for the next."""
 
 
 class Shrunk(NamedTuple):
@@ -37,14 +40,17 @@ class Shrunk(NamedTuple):
         return held & ~kept
 
 
-def smaller(state: FleetState, gang: Gang) -> list[int]:
-    """Choices with fewer nodes than the present one, on the same system; those with the most throughput first."""
+def smaller(state: FleetState, gang: Gang, than: int | None = None) -> list[int]:
+    """Choices with fewer nodes than the present one, on the same system; those with the most throughput first.
+
+    `than`: a choice that is taken for the present one.
+    """
     job = state.jobs[gang.job]
     if not job.elastic or not job.offers or not gang.binding:
         return []
     choices = job.choices
     system = state.domains[state.index[gang.binding[0].domain]].system
-    now = choices[gang.choice].shape.nodes_held
+    now = choices[gang.choice if than is None else than].shape.nodes_held
     fewer = [
         n
         for n, offer in enumerate(choices)
@@ -53,15 +59,21 @@ def smaller(state: FleetState, gang: Gang) -> list[int]:
     return sorted(fewer, key=lambda n: (-choices[n].throughput, n))
 
 
-def shrinkings(state: FleetState, gang: Gang, d: int, short: int, usable: int) -> Iterator[Shrunk]:
-    """The mildest way to shrink that frees `short` nodes of domain d by itself, else the one that frees the most."""
+def shrinkings(
+    state: FleetState, gang: Gang, d: int, short: int, usable: int, *, already: Shrunk | None = None
+) -> Iterator[Shrunk]:
+    """The mildest way to shrink that frees `short` nodes of domain d by itself, else the one that frees the most.
+
+    `already`: how it shrinks for another domain; it then shrinks further.
+    """
     most: Shrunk | None = None
-    for choice in smaller(state, gang):
+    now, than = (gang.binding, None) if already is None else (already.binding, already.choice)
+    for choice in smaller(state, gang, than):
         offer = state.jobs[gang.job].choices[choice]
-        binding = _without(state, gang, d, offer)
+        binding = _without(state, now, d, offer)
         if binding is None:
             continue
-        held = _mask_in(state, gang.binding, d)
+        held = _mask_in(state, now, d)
         freed = (held & ~_mask_in(state, binding, d) & usable).bit_count()
         found = Shrunk(choice, binding, freed)
         if freed >= short:
@@ -81,9 +93,9 @@ def _mask_in(state: FleetState, binding: Binding, d: int) -> int:
     return mask
 
 
-def _without(state: FleetState, gang: Gang, d: int, offer: Offer) -> Binding | None:
-    """The gang's binding cut down to the offer's shape, giving up nodes of domain d first; None if it can't be."""
-    shape, segments = offer.shape, list(gang.binding)
+def _without(state: FleetState, binding: Binding, d: int, offer: Offer) -> Binding | None:
+    """The binding cut down to the offer's shape, giving up nodes of domain d first; None if it can't be."""
+    shape, segments = offer.shape, list(binding)
     if shape.segments > len(segments) or shape.nodes_per_segment > len(segments[0].nodes):
         return None
     if shape.spares_per_segment > len(segments[0].spares):
@@ -158,7 +170,12 @@ def _may_grow(cycle: Cycle, gang: Gang) -> bool:
         cycle.wakes.append(from_s)
         return False
     # At a checkpoint: one that it writes when asked, or one that it has just written.
-    return saves_on_request(job.durability) or gang.at_risk_s(cycle.now_s) <= job.durability.restart_s
+    at_risk_s = gang.at_risk_s(cycle.now_s)
+    if saves_on_request(job.durability) or at_risk_s <= max(job.durability.restart_s, JUST_NOW_S):
+        return True
+    if gang.saves_every_s is not None:  # nobody reports those: look when the next one is written
+        cycle.wakes.append(gang.saved_s(cycle.now_s) + gang.saves_every_s + JUST_NOW_S / 2)
+    return False
 
 
 def _better(cycle: Cycle, gang: Gang) -> list[int]:
@@ -261,9 +278,9 @@ def _elsewhere(
     home = state.domains[state.index[gang.binding[0].domain]]
     (group,) = state.topology.groups(home.system, home.cluster)
     inside = group.domains
-    level = job.nearness.within
-    if level is not None:
-        inside &= state.topology.unit(level, state.index[home.name])
+    if job.kind == "service" and job.nearness.apart_required:
+        return None  # where its replicas are is not asked here
+    inside &= beside(state.topology, job, offer.shape, [state.index[s.domain] for s in gang.binding])
     part = replace(offer, shape=replace(offer.shape, segments=segments))
     found = place(state, part, job, avoid=avoid | (group.domains & ~inside) | _others(state, group.domains))
     return None if found is None else bind(state, found, part.shape)

@@ -38,9 +38,15 @@ def smallest_set(
             found = place(state, ask.offer, ask.job, avoid=ask.closed)
             binding = None if found is None else bind(state, found, ask.offer.shape)
             occupancy.rollback(mark)
-            if binding is not None and pick(victims) is None:
+            if binding is not None and _all_there(state, binding, victims) and pick(victims) is None:
                 return binding, victims
     return None
+
+
+def _all_there(state: FleetState, binding: Binding, victims: Sequence[Victim]) -> bool:
+    """Whether each victim is in a domain of the binding: nobody leaves only so that quotas allow the others."""
+    domains = {segment.domain for segment in binding}
+    return all(any(s.domain in domains for s in state.gangs[v.name].binding) for v in victims)
 
 
 def cheapest_set(short: int, options: Sequence[Victim]) -> tuple[float, tuple[Victim, ...]] | None:

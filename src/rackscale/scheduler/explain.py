@@ -128,6 +128,8 @@ def _why(state: FleetState, name: str, told: History, now_s: float) -> Why:
     gang = state.gangs.get(name)
     if gang is None:
         return _ended(state, name, state.ended[name], told, now_s)
+    if gang.paused_until_s is not None:
+        return _paused(state, gang, history, now_s)
     if gang.status is Status.WAITING:
         return _claimed(state, gang, history, now_s)
     return _placed(state, gang, history, now_s)
@@ -239,7 +241,10 @@ def _in_line(state: FleetState, gang: Gang, now_s: float) -> InLine:
     order = Order(state, now_s)
     mine = order.of(gang)
     ahead, last = 0, None
+    booking = state.jobs[gang.job].booking
     for cls in state.waiting.classes.values():
+        if cls.job.booking != booking:  # it waits for other nodes
+            continue
         at = bisect_left(range(len(cls.entries)), mine, key=lambda n, cls=cls: order.of_entry(cls, n))  # type: ignore[misc]
         ahead += at
         if at:
@@ -274,6 +279,16 @@ def _guards(judge: Judge, choice: int) -> dict[str, int]:
         if other.binding and not state.jobs[other.job].cpu_only
     )
     return dict(sorted(counts.items()))
+
+
+def _paused(state: FleetState, gang: Gang, history: tuple[Happened, ...], now_s: float) -> Why:
+    """Its program failed, and it is not in line yet."""
+    most = state.jobs[gang.job].durability.max_restarts
+    obstacle = Obstacle(code="paused", at_s=gang.paused_until_s, used=gang.restarts, limit=most)
+    return Why(
+        gang=gang.name, status=gang.status, now_s=now_s, since_s=gang.since_s, constraint="paused", obstacle=obstacle,
+        ran_before=gang.cause, evictions=gang.evictions, history=history, attempts=gang.attempt,
+    )  # fmt: skip
 
 
 def _claimed(state: FleetState, gang: Gang, history: tuple[Happened, ...], now_s: float) -> Why:
@@ -329,6 +344,7 @@ def _place(state: FleetState, gang: Gang, value: float | None, now_s: float) -> 
         lost_gpu_h=price.lost_gpu_s / 3600, restart_gpu_h=price.restart_gpu_s / 3600,
         penalty_gpu_h=price.penalty_gpu_s / 3600, kept_h=gang.kept_now_s(now_s) / 3600, protected_by=protected,
         protected_until_s=_until_s(state, gang, protected), taken_by=_takers(state, gang),
+        taken_within=_keeps_within(state, gang),
         shrinks=bool(smaller(state, gang)), growth=_growth(state, gang, now_s), back_on=_domains(gang.claim),
         must_leave_s=None if leave is None else max(leave[0], now_s), must_leave_for=leave[1] if leave else None,
     )  # fmt: skip
@@ -363,6 +379,15 @@ def _takers(state: FleetState, gang: Gang) -> tuple[str, ...]:
     ):
         above.append("reclaim")
     return tuple(sorted(above, key=lambda name: policy.priorities.get(name, ANYONE)))
+
+
+def _keeps_within(state: FleetState, gang: Gang) -> str | None:
+    """The first queue on the gang's path that would fall below its quota without it."""
+    for node in state.tree.node(gang.queue).path if state.tree.guaranteed else ():
+        gpus, domains = node.can_spare()
+        if node.spec.guaranteed and (gang.charge.gpus > gpus or gang.charge.domains > domains):
+            return node.spec.name
+    return None
 
 
 def _growth(state: FleetState, gang: Gang, now_s: float) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Literal
 
 from msgspec.structs import replace
 
 from rackscale.events import Start
-from rackscale.fleet.gangs import Gang, WaitClass
+from rackscale.fleet.gangs import Gang, WaitClass, remaining_s
 from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.occupancy import members
 from rackscale.fleet.queues import MICRO, Charge, Node
@@ -99,11 +100,16 @@ class Judge:
         booking = calendar.bookings.get(name)
         if booking is None:
             return Obstacle(code="booking", subject=name, detail="unknown")
+        left_s = remaining_s(self.gang, self.job)
+        takes_s = self.job.durability.restart_s + (0.0 if left_s == inf else left_s / offer.throughput)
+        begins_s = max(now_s, booking.start_s)
+        if begins_s >= booking.end_s or begins_s + takes_s > booking.end_s:
+            return Obstacle(
+                code="booking", subject=name, detail="outlives", at_s=booking.end_s, takes_s=takes_s,
+                lasts_s=max(0.0, booking.end_s - begins_s),
+            )  # fmt: skip
         if name not in calendar.holding:
             return Obstacle(code="booking", subject=name, detail="not-begun", at_s=booking.start_s)
-        ends_s = now_s + self.job.durability.restart_s + (self.job.duration_s or 0.0)
-        if now_s >= booking.end_s or ends_s > booking.end_s:
-            return Obstacle(code="booking", subject=name, detail="outlives", at_s=booking.end_s)
         choice = self.job.choices.index(offer)
         code = admitted(self.cycle, self.gang, self.job, choice)
         if code is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from math import inf
+from math import inf, nextafter
 from typing import NamedTuple
 
 from rackscale.events import Reason, Refuse, Segment
@@ -15,7 +15,7 @@ from rackscale.scheduler.choices import ranked
 from rackscale.scheduler.cycle import Blocked, Cycle
 from rackscale.scheduler.fit import Placement, bind, ever_fits, place
 from rackscale.scheduler.order import Key
-from rackscale.workload import Job, Offer
+from rackscale.workload import Job, Offer, Shape
 
 LIMITED = "limited"
 
@@ -169,7 +169,7 @@ def closed(cycle: Cycle, key: Key, cls: WaitClass, job: Job, offer: Offer) -> Cl
     if state.reserved or machines.calendar.coming:
         nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
         until_s, assumed_s = stays_until(cycle, cls, job, offer)
-        shut = machines.calendar.shut(until_s, assumed_s, nodes, machines.gpu.occupancy)
+        shut = machines.calendar.shut(*in_use(cycle, job, until_s, assumed_s), nodes, machines.gpu.occupancy)
         promised = cycle.promises.closed(key, until_s, nodes)
     return Closed(shut, promised, _near(cycle, job))
 
@@ -200,9 +200,16 @@ def stays_until(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> tuple[f
     return cycle.now_s + stays_s, cycle.now_s + assumed_s
 
 
+def in_use(cycle: Cycle, job: Job, until_s: float, assumed_s: float) -> tuple[float, float]:
+    """`stays_until`, but long enough for the gang to work before it is told to leave nodes that go out of use."""
+    durability = job.durability
+    least_s = nextafter(cycle.now_s + durability.restart_s + durability.grace_s, inf)
+    return max(until_s, least_s), max(assumed_s, least_s)
+
+
 def _cpu_avoid(cycle: Cycle, cls: WaitClass, job: Job, offer: Offer) -> int:
     calendar, occupancy = cycle.state.machines.calendar, cycle.state.machines.cpu.occupancy
-    shape, last_s = offer.shape, stays_until(cycle, cls, job, offer)[1]
+    shape, last_s = offer.shape, in_use(cycle, job, *stays_until(cycle, cls, job, offer))[1]
     nodes = shape.nodes_held_per_segment * (shape.segments if shape.may_share_domain else 1)
     return calendar.shut(last_s, last_s, nodes, occupancy)
 
@@ -212,7 +219,8 @@ def siblings(cycle: Cycle, job: Job, but: str = "") -> int:
     state = cycle.state
     assert job.nearness.apart is not None
     names = {name for name in job.gangs() if name != but}
-    bindings = [gang.binding or gang.claim for name in names if (gang := state.gangs.get(name)) is not None]
+    gangs = [gang for name in names if (gang := state.gangs.get(name)) is not None]
+    bindings = [binding for gang in gangs for binding in (gang.binding, gang.claim)]
     bindings += [
         a.binding for a in cycle.actions if getattr(a, "gang", None) in names and hasattr(a, "binding")
     ]
@@ -253,7 +261,7 @@ def _forbidden(cycle: Cycle, gang: Gang, job: Job, offer: Offer, found: Placemen
         return {}
     cls = cycle.state.waiting.of(gang.name)
     assert cls is not None
-    until_s = stays_until(cycle, cls, job, offer)[1]
+    until_s = in_use(cycle, job, *stays_until(cycle, cls, job, offer))[1]
     return {d: calendar.busy(d, until_s) for d in found.domains}
 
 
@@ -262,10 +270,12 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
     state = cycle.state
     calendar = state.machines.calendar
     binding = calendar.holding.get(job.booking or "")
-    if binding is None or cycle.now_s >= calendar.bookings[job.booking or ""].end_s:
+    if binding is None:
         return LIMITED
     left_s = remaining_s(gang, job)
     time_s = calendar.bookings[job.booking or ""].end_s - cycle.now_s - job.durability.restart_s
+    if time_s <= job.durability.grace_s:  # it would be told to leave before it works
+        return LIMITED
     free: dict[int, int] = {}
     books = state.machines.books(job).occupancy
     for d, mask in state.machines.masks(binding):
@@ -287,24 +297,44 @@ def _inside_booking(cycle: Cycle, gang: Gang, job: Job) -> str | None:
 
 
 def _segments_in(cycle: Cycle, job: Job, free: dict[int, int], offer: Offer) -> tuple[Segment, ...] | None:
+    """Segments on these free nodes, as near and as far as the job asks; None where they don't fit."""
+    domains, topology, near = cycle.state.domains, cycle.state.topology, job.nearness
+    apart = siblings(cycle, job) if near.apart_required and near.apart and job.kind == "service" else 0
+    system = offer.system or job.system
+    usable = {
+        d: mask
+        for d, mask in free.items()
+        if system in (None, domains[d].system)
+        and job.cluster in (None, domains[d].cluster)
+        and not apart >> d & 1
+    }
+    if near.within is None:
+        return _pack(cycle, job, usable, offer.shape)
+    for area in sorted({topology.unit(near.within, d) for d in usable}):
+        found = _pack(cycle, job, {d: mask for d, mask in usable.items() if area >> d & 1}, offer.shape)
+        if found is not None:
+            return found
+    return None
+
+
+def _pack(cycle: Cycle, job: Job, free: dict[int, int], shape: Shape) -> tuple[Segment, ...] | None:
     """Segments on these free nodes, the fullest domains first; None where they don't fit."""
-    shape, domains = offer.shape, cycle.state.domains
-    held, segments = shape.nodes_held_per_segment, list[Segment]()
+    held, segments, near = shape.nodes_held_per_segment, list[Segment](), job.nearness
+    used = 0
     for d, mask in sorted(free.items(), key=lambda item: (item[1].bit_count(), item[0])):
-        system = offer.system or job.system
-        if system not in (None, domains[d].system) or job.cluster not in (None, domains[d].cluster):
-            continue
         left = mask
-        while left.bit_count() >= held and len(segments) < shape.segments:
+        while left.bit_count() >= held and len(segments) < shape.segments and not used >> d & 1:
             nodes = lowest_nodes(left, held)
             left &= ~mask_of(nodes)
             segments.append(
                 Segment(
-                    domain=domains[d].name,
+                    domain=cycle.state.domains[d].name,
                     nodes=nodes[: shape.nodes_per_segment],
                     spares=nodes[shape.nodes_per_segment :],
                 )
             )
-            if not shape.may_share_domain:
-                break
+            if near.spread is not None:
+                used |= cycle.state.topology.unit(near.spread, d)
+            elif not shape.may_share_domain:
+                used |= 1 << d
     return tuple(segments) if len(segments) == shape.segments else None

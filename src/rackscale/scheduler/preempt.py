@@ -13,16 +13,19 @@ from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from math import inf
 
+from msgspec.structs import replace
+
 from rackscale.events import Segment
-from rackscale.fleet.gangs import Gang, Status
+from rackscale.fleet.gangs import Gang
 from rackscale.fleet.occupancy import lowest_nodes, mask_of, members
-from rackscale.fleet.queues import Charge
+from rackscale.fleet.queues import NOTHING, Charge
 from rackscale.fleet.state import FleetState
 from rackscale.fleet.topology import Group
-from rackscale.scheduler.elastic import shrinkings
+from rackscale.scheduler.elastic import Shrunk, shrinkings
 from rackscale.scheduler.exact import MOST, cheapest_set, smallest_set
-from rackscale.scheduler.price import Rules, Taker, cost, evictions_left, price
-from rackscale.scheduler.victims import Ask, Clearing, Victim
+from rackscale.scheduler.known import Known
+from rackscale.scheduler.price import Rules, Taker, at_rest, cost, evictions_left, price
+from rackscale.scheduler.victims import Ask, Clearing, Guest, Victim
 
 GIVE_UP = 4
 """Domains without a lawful set of victims that are looked at per wanted candidate (but at least `ALL`), before the
@@ -37,29 +40,6 @@ NO_QUOTAS = frozenset(("",))
 LEAST_CHARGE = Charge(1, 1)
 ANYBODY = 1 << 62
 """A priority above all others: reclaiming looks at everybody."""
-
-
-class Known:
-    """What searches of one decision need not find out again. Room in domains only becomes less in a decision."""
-
-    def __init__(self) -> None:
-        self.prices: dict[str, float] = {}
-        """Gang -> GPU-seconds."""
-        self.refused: dict[object, dict[int, int]] = {}
-        """What takers are alike in -> nodes wanted -> domains in which so many could not be freed."""
-        self._leave = 0
-        self._seen: set[str] = set()
-
-    def leave(self, state: FleetState, leaving: set[str]) -> int:
-        """Domains of gangs that leave anyway."""
-        new = [name for name in (*state.leaving, *leaving) if name not in self._seen]
-        self._seen.update(new)
-        index, found = state.index, self._leave
-        for name in new:
-            for segment in state.gangs[name].binding:
-                found |= 1 << index[segment.domain]
-        self._leave = found
-        return found
 
 
 class Clearer:
@@ -84,8 +64,8 @@ class Clearer:
         """Gangs that may be preempted, by queue; `evicted` in this cycle are off already."""
         self.picked: dict[str, Victim] = {}
         self.queues: frozenset[str] | None = NO_QUOTAS
-        self._lawful: dict[str, bool] = {}
-        """Gang -> whether it may be interrupted, quotas and budgets aside."""
+        self._below: dict[str, float] = {}
+        """Queue -> the priority below which its gangs may be taken."""
         self._known = known or Known()
         self.refused: dict[int, int] = {}
         """Nodes wanted -> domains in which so many could not be freed for such a taker."""
@@ -106,7 +86,7 @@ class Clearer:
         for straddle in (False, True) if self.reclaims else (False,):
             self.rules = Rules(self.state, ask.taker, self.now_s, straddle=straddle)
             self.queues = self._generous(ask.taker, straddle=straddle)
-            self._lawful.clear()
+            self._below.clear()
             if not self.queues:
                 continue
             found = self._search(ask)
@@ -244,17 +224,29 @@ class Clearer:
 
     def pick(self, victims: Iterable[Victim]) -> str | None:
         """Take these victims; or the name of one that budgets or quotas protect now that others are taken."""
-        done: list[Victim] = []
+        done: list[tuple[Victim, Victim | None]] = []
         for victim in victims:
+            before = self._drop(victim.name)
             if not self._affords(victim):
-                for other in done:
-                    del self.picked[other.name]
-                    self._trial(other, -1)
+                for other, its_before in [(victim, before), *reversed(done)]:
+                    self._drop(other.name)
+                    if its_before is not None:
+                        self._take(its_before)
                 return victim.name
-            self.picked[victim.name] = victim
-            self._trial(victim, 1)
-            done.append(victim)
+            self._take(victim)
+            done.append((victim, before))
         return None
+
+    def _take(self, victim: Victim) -> None:
+        self.picked[victim.name] = victim
+        self._trial(victim, 1)
+
+    def _drop(self, name: str) -> Victim | None:
+        """Take a pick back: that it shrinks is not enough, or not lawful."""
+        before = self.picked.pop(name, None)
+        if before is not None:
+            self._trial(before, -1)
+        return before
 
     def _affords(self, victim: Victim) -> bool:
         gang = self.state.gangs[victim.name]
@@ -263,70 +255,91 @@ class Clearer:
             return False
         return self.rules.of(gang.queue).can_lose(self._gives(victim))
 
-    def survey(self, d: int, barred: set[str]) -> tuple[int, list[tuple[Gang, int]]]:
+    def survey(self, d: int, barred: set[str]) -> tuple[int, list[Guest]]:
         """Of domain d: the nodes of those who leave anyway, and who could be taken with which nodes."""
-        state, picked, leaving = self.state, self.picked, self.leaving
-        gangs, lawful = state.gangs, self._lawful
-        soon, found = 0, list[tuple[Gang, int]]()
-        for name, mask in state.tenants.on[d].items():
+        state, picked, below = self.state, self.picked, self._below
+        soon, guests = self._known.guests(state, d, self.leaving)
+        found = list[Guest]()
+        for guest in guests:
+            name = guest.name
             if name in picked:
                 shrunk = picked[name].shrunk
-                soon |= mask if shrunk is None else shrunk.mask(d, mask, state.index)
+                gone = guest.mask if shrunk is None else shrunk.mask(d, guest.mask, state.index)
+                soon |= gone
+                if guest.mask & ~gone and name not in barred:  # it could shrink further, or leave
+                    found.append(Guest(guest.gang, name, guest.priority, guest.queue, guest.mask & ~gone))
                 continue
-            gang = gangs[name]
-            if gang.status is Status.LEAVING or name in leaving:
-                soon |= mask
+            limit = below.get(guest.queue)
+            if limit is None:
+                limit = below[guest.queue] = self._reach(guest.queue)
+            if guest.priority >= limit or name in barred:
                 continue
-            may = lawful.get(name)
-            if may is None:
-                may = lawful[name] = self._may(gang)
-            if may and name not in barred:
-                found.append((gang, mask))
+            if guest.may is None:
+                gang = guest.gang
+                guest.may = at_rest(gang, state.jobs[gang.job], state.policy, self.now_s) is None
+            if guest.may:
+                found.append(guest)
         occupancy = state.occupancy
         return soon & occupancy.up[d] & ~occupancy.claimed[d], found
 
-    def _may(self, gang: Gang) -> bool:
-        queues = self.queues
-        if queues is not NO_QUOTAS and queues is not None and gang.queue not in queues:
-            return False
-        return self.rules.interruptible(gang) is None
+    def _reach(self, queue: str) -> float:
+        """The priority below which gangs of the queue may be taken, as long as it can lose them."""
+        if self.queues is not NO_QUOTAS and self.queues is not None and queue not in self.queues:
+            return -inf
+        return self.rules.reach(queue)
 
-    def offers(self, d: int, short: int, guests: list[tuple[Gang, int]], usable: int) -> list[Victim]:
+    def offers(self, d: int, short: int, guests: list[Guest], usable: int) -> list[Victim]:
         """Ways to free nodes of domain d, one or two per gang that may be taken."""
         found = list[Victim]()
-        elastic = self.state.elastic if self.shrinks else {}
-        for gang, mask in guests:
-            gives = (mask & usable).bit_count()
+        elastic = self.state.elastic if self.shrinks else ()
+        rules = self.rules
+        for guest in guests:
+            gives = (guest.mask & usable).bit_count()
             if not gives:
                 continue
-            rule, enough = self.rules.of(gang.queue), False
-            if gang.name in elastic:
-                smaller = self._smaller(gang, d, short, usable)
+            gang, rule, enough = guest.gang, rules.of(guest.queue), False
+            before = self.picked.get(guest.name)
+            if elastic and guest.name in elastic:
+                smaller = self._smaller(gang, d, short, usable, None if before is None else before.shrunk)
                 enough = max((v.gives for v in smaller), default=0) >= min(short, gives)
-                found += [victim for victim in smaller if rule.can_lose(self._gives(victim))]
-            if not enough and rule.can_lose(gang.charge):
-                age_s = self.now_s - (gang.started_s or 0.0)
-                found.append(Victim(gang.name, self._price(gang), gang.priority, age_s, gives))
+                had = NOTHING if before is None else self._gives(before)
+                found += [victim for victim in smaller if rule.can_lose(self._gives(victim).less(had))]
+            if enough:
+                continue
+            if before is not None:
+                if rule.can_lose(gang.charge.less(self._gives(before))):
+                    whole = self._whole(gang, gives)
+                    found.append(replace(whole, price=max(0.0, whole.price - before.price)))
+                continue
+            charge = gang.charge
+            if charge.gpus <= rule.gpus and charge.domains <= rule.micro_domains:
+                victim = guest.whole
+                if victim is None or victim.gives != gives:
+                    victim = guest.whole = self._whole(gang, gives)
+                found.append(victim)
         return found
 
-    def _price(self, gang: Gang) -> float:
-        prices = self._known.prices
-        found = prices.get(gang.name)
-        if found is None:
-            found = prices[gang.name] = price(self.state, gang, self.now_s)
-        return found
+    def _whole(self, gang: Gang, gives: int) -> Victim:
+        """The gang, evicted."""
+        prices, name = self._known.prices, gang.name
+        costs = prices.get(name)
+        if costs is None:
+            costs = prices[name] = price(self.state, gang, self.now_s)
+        return Victim(name, costs, gang.priority, self.now_s - (gang.started_s or 0.0), gives)
 
-    def _smaller(self, gang: Gang, d: int, short: int, usable: int) -> list[Victim]:
-        """The elastic gang with fewer nodes in domain d."""
+    def _smaller(
+        self, gang: Gang, d: int, short: int, usable: int, already: Shrunk | None = None
+    ) -> list[Victim]:
+        """The elastic gang with fewer nodes in domain d; `already`: that it shrinks for another is paid."""
         state = self.state
         age_s, lost_gpu_s = self.now_s - (gang.started_s or 0.0), cost(state, gang, self.now_s).lost_gpu_s
         restart_s = state.jobs[gang.job].durability.restart_s
         return [
             Victim(
-                gang.name, lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding), gang.priority, age_s,
-                shrunk.freed, shrunk,
+                gang.name, 0.0 if already else lost_gpu_s + restart_s * state.machines.gpus(shrunk.binding),
+                gang.priority, age_s, shrunk.freed, shrunk,
             )
-            for shrunk in shrinkings(state, gang, d, short, usable)
+            for shrunk in shrinkings(state, gang, d, short, usable, already=already)
         ]  # fmt: skip
 
 

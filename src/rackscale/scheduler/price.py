@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rackscale.fleet.gangs import DAY_S, Gang, Status
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.state import FleetState
-from rackscale.workload import Durability, Queue
+from rackscale.workload import Durability, Job, Policy, Queue
 
 
 class Taker(NamedTuple):
@@ -87,7 +87,6 @@ class Rules:
     def __init__(self, state: FleetState, taker: Taker, now_s: float, *, straddle: bool = False) -> None:
         self._state, self._taker, self._now_s = state, taker, now_s
         self.straddle = straddle
-        self._day = int(now_s // DAY_S)
         self._known: dict[str, Rule] = {}
 
     def gave(self, name: str, gives: Charge, gangs: int) -> None:
@@ -113,24 +112,38 @@ class Rules:
         owed = state.policy.reclaim and tree.owed(name, taker.queue, taker.charge)
         return Rule(owed, spent, *tree.can_spare(name, taker.queue, straddle=self.straddle and owed))
 
+    def reach(self, name: str) -> float:
+        """The priority below which gangs of the queue may be interrupted, guards of their own and quotas aside."""
+        rule = self.of(name)
+        if rule.spent:
+            return -inf
+        return inf if rule.owed else self._taker.priority
+
     def interruptible(self, gang: Gang) -> str | None:
         """Why the gang may not be interrupted for the taker, quotas aside."""
-        if gang.status is not Status.RUNNING:
-            return "not-running"
-        state = self._state
-        job, policy, rule = state.jobs[gang.job], state.policy, self.of(gang.queue)
-        if not job.preemptible:
-            return "not-preemptible"
+        state, rule = self._state, self.of(gang.queue)
+        found = at_rest(gang, state.jobs[gang.job], state.policy, self._now_s)
+        if found in ("not-running", "not-preemptible"):
+            return found
         if gang.priority >= self._taker.priority and not rule.owed:
             return "priority"
-        assert gang.started_s is not None
-        ran_s = self._now_s - gang.started_s
-        if ran_s < policy.min_runtime_s or ran_s < job.durability.restart_s:
-            return "minimum-run-time"
-        evictions = gang.evictions_today if gang.evictions_day == self._day else 0
-        if evictions >= policy.max_evictions_per_day:
-            return "gang-budget"
-        return "queue-budget" if rule.spent else None
+        return found or ("queue-budget" if rule.spent else None)
+
+
+def at_rest(gang: Gang, job: Job, policy: Policy, now_s: float) -> str | None:
+    """Why nobody may interrupt the gang now, whoever it is."""
+    if gang.status is not Status.RUNNING:
+        return "not-running"
+    if not job.preemptible:
+        return "not-preemptible"
+    assert gang.started_s is not None
+    ran_s = now_s - gang.started_s
+    if ran_s < policy.min_runtime_s or ran_s < job.durability.restart_s:
+        return "minimum-run-time"
+    most = policy.max_evictions_per_day
+    if gang.evictions_today >= most and gang.evicted_today(now_s) >= most:
+        return "gang-budget"
+    return None
 
 
 def guard(state: FleetState, gang: Gang, taker: Taker, now_s: float) -> str | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from rackscale.events import Binding, Reason, Requeue, Restart, Segment, Stop, Unclaim
 from rackscale.fleet.gangs import Gang, Status, shift
+from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.occupancy import lowest_nodes, mask_of
 from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.elastic import smaller
 from rackscale.scheduler.fit import Placement, beside, bind, place_one
-from rackscale.scheduler.place import siblings
+from rackscale.scheduler.place import in_use, siblings
 from rackscale.scheduler.price import cost
-from rackscale.workload import Offer, Shape
+from rackscale.workload import Job, Offer, Shape
 
 
 def settle(cycle: Cycle) -> None:
@@ -18,16 +21,33 @@ def settle(cycle: Cycle) -> None:
     state, occupancy = cycle.state, cycle.state.occupancy
     for gang in cycle.by_order(state.claimants):
         masks = state.claimants[gang.name]
-        if any(mask & ~occupancy.up[d] for d, mask in masks):
+        if any(mask & ~occupancy.up[d] for d, mask in masks) or _outlives(cycle, gang, masks):
             cycle.actions.append(Unclaim(gang=gang.name, reason=Reason(code="claim-broken")))
             for d, mask in masks:
                 occupancy.unclaim(d, mask)
                 cycle.changed(d)
+            if not gang.binding:
+                cycle.take(gang)
             cycle.retry = True
         elif gang.status is Status.WAITING and not any(mask & occupancy.held[d] for d, mask in masks):
             for d, mask in masks:
                 occupancy.unclaim(d, mask)
             cycle.start(gang, gang.claim, Reason(code="claim-complete"), gang.claim_choice)
+
+
+def _outlives(cycle: Cycle, gang: Gang, masks: tuple[tuple[int, int], ...]) -> bool:
+    """Whether claimed nodes go out of use before the gang would be done: that was planned after they were claimed."""
+    on, job = cycle.state.machines.calendar.on, cycle.state.jobs[gang.job]
+    if not on:
+        return False
+    until_s = cycle.ends_s(gang, gang.claim_choice)
+    assumed_s = until_s if until_s < inf else cycle.now_s + cycle.state.policy.assumed_duration_s
+    until_s, assumed_s = in_use(cycle, job, until_s, assumed_s)
+    return any(
+        window.mask & mask and window.start_s < (until_s if window.name == EXPIRED else assumed_s)
+        for d, mask in masks
+        for window in on.get(d, ())
+    )
 
 
 def repair(cycle: Cycle) -> None:
@@ -45,8 +65,11 @@ def repair(cycle: Cycle) -> None:
         if binding is None:
             cycle.actions.append(Requeue(gang=gang.name, attempt=gang.attempt, reason=reason))
             cycle.leaving.add(gang.name)
+            cycle.depart(gang, ())
         else:
             cycle.retry |= code in ("moved-segment", "shrunk")
+            if code == "shrunk":
+                cycle.depart(gang, binding)
             cycle.actions.append(
                 Restart(
                     gang=gang.name, attempt=gang.attempt + 1, binding=binding, reason=reason, choice=choice
@@ -77,10 +100,10 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
         left = dead[len(own) :]
         if not left:
             continue
-        free = occupancy.free[d] | _booked(cycle, gang, d)
+        free = occupancy.free[d] if job.booking is None else _booked(cycle, gang, d)
         if free.bit_count() >= len(left):
             code = "spare" if code == "own-spare" else code
-            spares = _staying(cycle, d, free, len(left), gang.end_s)
+            spares = _staying(cycle, d, free, len(left), cycle.ends_s(gang, gang.choice))
             occupancy.hold(d, mask_of(spares))
             gave.append((d, mask_of(spares)))
             for node, spare in zip(left, spares, strict=True):
@@ -100,9 +123,18 @@ def _mend(cycle: Cycle, gang: Gang) -> Mended:
 def _booked(cycle: Cycle, gang: Gang, d: int) -> int:
     """Nodes of domain d that the gang's booking keeps, and nobody uses."""
     state = cycle.state
-    held = state.machines.calendar.holding.get(state.jobs[gang.job].booking or "", ())
-    kept = sum(mask for at, mask in state.machines.masks(held) if at == d)
-    return kept & state.occupancy.up[d] & ~state.occupancy.held[d]
+    job = state.jobs[gang.job]
+    occupancy = state.machines.books(job).occupancy
+    kept = 0
+    for at, mask in state.machines.masks(_booking(cycle, job)):
+        kept |= mask if at == d else 0
+    return kept & occupancy.up[d] & ~occupancy.held[d]
+
+
+def _booking(cycle: Cycle, job: Job) -> Binding:
+    """What the job's booking holds; nothing where it has none, or it is over."""
+    name = job.booking or ""
+    return cycle.booked.get(name) or cycle.state.machines.calendar.holding.get(name, ())
 
 
 def _staying(cycle: Cycle, d: int, free: int, count: int, until_s: float) -> tuple[int, ...]:
@@ -123,11 +155,12 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segme
     state = cycle.state
     job, home = state.jobs[gang.job], state.domains[state.index[segment.domain]]
     occupancy = state.machines.books(job).occupancy
+    ends_s = max(gang.end_s, cycle.ends_s(gang, gang.choice))  # it restarts, and does again what it lost
     avoid = 0
     for other in (*gang.binding, *binding):
         avoid |= 1 << state.index[other.domain]
     if state.reserved:
-        avoid |= cycle.promises.closed(cycle.order.of(gang), gang.end_s, len(segment.held))
+        avoid |= cycle.promises.closed(cycle.order.of(gang), ends_s, len(segment.held))
     (group,) = state.topology.groups(home.system, home.cluster)
     within = group.domains & ~avoid
     others = [state.index[other.domain] for other in binding if other is not segment]
@@ -136,9 +169,11 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segme
         within &= state.topology.unit(job.nearness.within, state.index[segment.domain])
     if job.nearness.apart is not None and job.nearness.apart_required and job.kind == "service":
         within &= ~siblings(cycle, job, but=gang.name)
+    if job.booking is not None:
+        return _move_inside(cycle, gang, segment, within)
     calendar = state.machines.calendar
-    assumed_s = min(gang.end_s, cycle.now_s + state.policy.assumed_duration_s)
-    shut = calendar.shut(gang.end_s, assumed_s, 1 << 30, occupancy)
+    assumed_s = min(ends_s, cycle.now_s + state.policy.assumed_duration_s)
+    shut = calendar.shut(ends_s, assumed_s, 1 << 30, occupancy)
     found = place_one(occupancy, within & ~shut, len(segment.held))
     if found is None:
         return None
@@ -146,6 +181,19 @@ def _move(cycle: Cycle, gang: Gang, segment: Segment, binding: Binding) -> Segme
     (moved,) = bind(state, Placement(found.domains, found.free_nodes_left), shape, books=occupancy)
     occupancy.hold(found.domains[0], mask_of(moved.held))
     return moved
+
+
+def _move_inside(cycle: Cycle, gang: Gang, segment: Segment, within: int) -> Segment | None:
+    """The segment on other nodes of the gang's booking, held."""
+    state = cycle.state
+    job, held = state.jobs[gang.job], len(segment.held)
+    for d in sorted({state.index[other.domain] for other in _booking(cycle, job)}):
+        free = _booked(cycle, gang, d)
+        if within >> d & 1 and free.bit_count() >= held:
+            nodes, work = lowest_nodes(free, held), len(segment.nodes)
+            state.machines.books(job).occupancy.hold(d, mask_of(nodes))
+            return Segment(domain=state.domains[d].name, nodes=nodes[:work], spares=nodes[work:])
+    return None
 
 
 def _shrink(cycle: Cycle, gang: Gang, where: tuple[str, int]) -> Mended:
@@ -172,7 +220,9 @@ def withdraw(cycle: Cycle) -> None:
         reason = Reason(code="cancelled")
         cycle.actions.append(Stop(gang=gang.name, attempt=gang.attempt, grace_s=grace_s, reason=reason))
         cycle.leaving.add(gang.name)
+        cycle.depart(gang, ())
     due = [name for name, (tell_s, _) in state.evacuating.items() if tell_s <= cycle.now_s]
     for gang in cycle.by_order(due):
         if gang.name not in cycle.leaving:
             cycle.send_away(gang, state.evacuating[gang.name][1])
+            cycle.depart(gang, ())

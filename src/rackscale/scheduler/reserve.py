@@ -16,6 +16,7 @@ from typing import NamedTuple
 from rackscale.events import Hold, Reason, Reserve, Segment, Unreserve
 from rackscale.fleet.gangs import Gang
 from rackscale.fleet.horizon import NOW
+from rackscale.fleet.occupancy import members
 from rackscale.fleet.queues import Charge
 from rackscale.fleet.topology import Group
 from rackscale.scheduler.choices import ranked
@@ -23,12 +24,13 @@ from rackscale.scheduler.cycle import Cycle
 from rackscale.scheduler.order import Key
 from rackscale.scheduler.place import refused
 from rackscale.scheduler.promises import Span, Spans
-from rackscale.workload import Job, Nearness, Shape
+from rackscale.workload import Booking, Job, Nearness, Shape
 
 BOOKING = "@"
 """Stands before the name of a booking where a gang's name is expected."""
 LONG_LINE = 64
-"""Where more gangs wait, reservations are renewed only when it is due: somebody comes or starts all the time."""
+"""Where more gangs wait, reservations are renewed only when it is due: somebody comes or starts all the time. Who goes
+before somebody that was promised a start is promised one at once."""
 LOOK_AHEAD = 512
 """Domains looked at for one reservation beyond those it needs, in order of time."""
 
@@ -47,6 +49,14 @@ class Wanted(NamedTuple):
     lasts_s: float
 
 
+def wanted_by(booking: Booking, now_s: float) -> Wanted:
+    """What a booking that has not begun asks for."""
+    return Wanted(
+        booking.shape, booking.system, booking.cluster, booking.nearness, max(now_s, booking.start_s),
+        booking.end_s - booking.start_s,
+    )  # fmt: skip
+
+
 class Found(NamedTuple):
     start_s: float
     domains: tuple[int, ...]
@@ -57,15 +67,14 @@ def reserve(cycle: Cycle) -> None:
     state = cycle.state
     calendar = state.machines.calendar
     if not cycle.due and _stands(cycle):
+        if state.reserved and state.waiting.size > LONG_LINE:
+            _promise_newcomers(cycle)
         return
     kept = _Kept(cycle)
     for name, booking in calendar.bookings.items():
         if name in calendar.holding or any(getattr(a, "booking", "") == name for a in cycle.actions):
             continue
-        wanted = Wanted(
-            booking.shape, booking.system, booking.cluster, booking.nearness,
-            max(cycle.now_s, booking.start_s), booking.end_s - booking.start_s,
-        )  # fmt: skip
+        wanted = wanted_by(booking, cycle.now_s)
         found = soonest(cycle, wanted, kept.ahead)
         if found is not None:
             kept.promise(BOOKING + name, 0, found, booking.shape, wanted.lasts_s)
@@ -104,6 +113,32 @@ def _stands(cycle: Cycle) -> bool:
         return True
     keys = [promise.key for promise in promises if not promise.name.startswith(BOOKING)]
     return len(keys) >= most and newcomer > keys[-1]
+
+
+def _promise_newcomers(cycle: Cycle) -> None:
+    """Promise a start to those who go before somebody that was promised one; the last of these give theirs up."""
+    state, most = cycle.state, cycle.state.policy.reservations
+    standing = [p for p in cycle.promises.all() if not p.name.startswith(BOOKING)]
+    gone = {getattr(a, "gang", "") for a in cycle.actions}
+    kept, keys = _Kept(cycle), list[Key]()
+    for n, (key, name) in enumerate(_in_line(cycle)):
+        if n == most or not standing or key > standing[-1].key:
+            break
+        if name in gone or name in state.reserved:
+            continue
+        gang, job = state.gangs[name], state.jobs[state.gangs[name].job]
+        ahead = cycle.promises.spans(key)
+        for d, spans in kept.ahead.items():
+            ahead[d] = ahead.get(d, []) + spans
+        best = earliest(cycle, gang, job, ahead)
+        if best is not None:
+            choice, where = best
+            shape = job.choices[choice].shape
+            kept.promise(name, choice, where, shape, _lasts_s(cycle, gang, job, choice))
+            keys.append(key)
+    for n, promise in enumerate(standing):
+        if n + sum(key < promise.key for key in keys) >= most and promise.name not in gone:
+            cycle.actions.append(Unreserve(gang=promise.name, reason=Reason(code="no-longer-reserved")))
 
 
 def _still_waits(cycle: Cycle, name: str) -> bool:
@@ -234,6 +269,15 @@ def soonest(cycle: Cycle, wanted: Wanted, ahead: Spans) -> Found | None:
     return best
 
 
+def roomy_domains(cycle: Cycle, wanted: Wanted, ahead: Spans) -> int:
+    """Domains that have room for one segment at the very time that is asked for, in the cluster with the most."""
+    most = 0
+    for group in cycle.state.topology.groups(wanted.system, wanted.cluster):
+        view = _View(cycle, group, wanted, ahead)
+        most = max(most, sum(view.has_room(d, 1, wanted.not_before_s) for d in members(group.domains)))
+    return most
+
+
 def _soonest_in(cycle: Cycle, group: Group, wanted: Wanted, ahead: Spans, before_s: float) -> Found | None:
     """The soonest room in one group of domains, if it is before `before_s`."""
     topology, near = cycle.state.topology, wanted.nearness
@@ -321,24 +365,28 @@ class _View:
         """Whether domain d can take so many segments then, for as long as they last."""
         if d not in self._ahead and d not in self._machines.calendar.on:
             return True  # it has room by then, and room only grows
+        return self.has_room(d, count, at_s)
+
+    def has_room(self, d: int, count: int, at_s: float) -> bool:
+        """The same of a domain of which nothing is known."""
         nodes, wanted = count * self._nodes, self._wanted
         from_s = max(at_s, wanted.not_before_s)
         until_s = from_s + wanted.lasts_s
         spans = self._ahead.get(d, ())
+        busy = self._busy(d, from_s, until_s)
+        # Nodes that are held may be those that go out of use; those that are free now are no help then.
+        nodes += (self._machines.gpu.occupancy.free[d] & busy).bit_count()
         for time_s in (from_s, *(span.start_s for span in spans if from_s < span.start_s < until_s)):
             taken = sum(span.nodes for span in spans if span.start_s <= time_s < span.end_s)
             if self._machines.horizon.room(d, time_s, self._now_s) < nodes + taken:
                 return False
-        return self._open(d, from_s, until_s, nodes)
+        left = (self._machines.health.full[d] & ~busy).bit_count()
+        return left - self._machines.gpu.occupancy.spares[d] >= count * self._nodes
 
-    def _open(self, d: int, from_s: float, until_s: float, nodes: int) -> bool:
-        """Whether no maintenance or return of capacity is in the way of so many nodes."""
-        windows = self._machines.calendar.on.get(d)
-        if not windows:
-            return True
+    def _busy(self, d: int, from_s: float, until_s: float) -> int:
+        """Nodes that maintenance or a return of capacity takes out of use in that time."""
         mask = 0
-        for window in windows:
+        for window in self._machines.calendar.on.get(d, ()):
             if window.start_s < until_s and window.end_s > from_s:
                 mask |= window.mask
-        left = (self._machines.health.full[d] & ~mask).bit_count()
-        return left - self._machines.gpu.occupancy.spares[d] >= nodes
+        return mask

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from heapq import merge
 from math import inf
 
+from msgspec.structs import replace
+
 from rackscale.errors import UnknownNameError
-from rackscale.events import Binding
 from rackscale.fleet.health import EXPIRED
 from rackscale.fleet.occupancy import members
 from rackscale.fleet.state import FleetState
@@ -32,8 +33,19 @@ def room_of(state: FleetState, d: int, needed: int) -> DomainRoom:
     )  # fmt: skip
 
 
-def _holders(state: FleetState, d: int) -> tuple[Holder, ...]:
-    found = [(-mask.bit_count(), name) for name, mask in state.tenants.on[d].items()]
+def _room_on(state: FleetState, d: int, mask: int) -> DomainRoom:
+    """The same of these nodes of domain d alone. Spares are a number of the domain, and promises are of its nodes."""
+    occupancy, whole = state.occupancy, room_of(state, d, 0)
+    return replace(
+        whole, room=(occupancy.free[d] & mask).bit_count(), spares=0, held_by=_holders(state, d, mask),
+        out=(mask & ~occupancy.up[d]).bit_count(), kept_for=tuple(_kept(state, d, mask)),
+    )  # fmt: skip
+
+
+def _holders(state: FleetState, d: int, within: int = -1) -> tuple[Holder, ...]:
+    found = [
+        (-(mask & within).bit_count(), name) for name, mask in state.tenants.on[d].items() if mask & within
+    ]
     return tuple(
         Holder(gang=name, nodes=-nodes, expected_end_s=None if (end_s := _end_s(state, name)) == inf else end_s)
         for nodes, name in sorted(found)[:HOLDERS_SHOWN]
@@ -44,19 +56,15 @@ def _end_s(state: FleetState, name: str) -> float:
     return state.machines.expected_end_s(state.gangs[name], state.machines.now_s)
 
 
-def _kept(state: FleetState, d: int) -> Iterator[str]:
+def _kept(state: FleetState, d: int, within: int = -1) -> Iterator[str]:
     if not state.occupancy.claimed[d]:
         return
     for name, masks in state.claimants.items():
-        if any(e == d for e, _ in masks):
+        if any(e == d and mask & within for e, mask in masks):
             yield name
     for name, binding in state.machines.calendar.holding.items():
-        if _touches(state, binding, d):
+        if any(e == d and mask & within for e, mask in state.machines.masks(binding)):
             yield f"@{name}"
-
-
-def _touches(state: FleetState, binding: Binding, d: int) -> bool:
-    return any(state.index[s.domain] == d for s in binding)
 
 
 def best_rooms(state: FleetState, within: int, needed: int) -> tuple[DomainRoom, ...]:
@@ -92,7 +100,8 @@ def why_domain(
     now_s = state.now_s if now_s is None else max(now_s, state.now_s)
     windows = sorted(state.machines.calendar.on.get(d, ()))
     return WhyDomain(
-        domain=domain, node=nodes[0] if nodes else None, now_s=now_s, room=room_of(state, d, 0),
+        domain=domain, node=nodes[0] if nodes else None, now_s=now_s,
+        room=room_of(state, d, 0) if nodes is None else _room_on(state, d, mask),
         status=_status(state, d, mask), out=tuple(_outs(state, d, mask)),
         windows=tuple(
             Coming(
@@ -108,6 +117,8 @@ def why_domain(
 def _status(state: FleetState, d: int, mask: int) -> str:
     occupancy = state.occupancy
     held, kept = occupancy.held[d] & mask, occupancy.claimed[d] & mask
+    if held & state.drained[d]:
+        return "draining"
     if held:
         return "held" if held == mask else "partly-held"
     if kept:
@@ -126,8 +137,9 @@ def _outs(state: FleetState, d: int, mask: int) -> Iterator[NodeOut]:
         yield NodeOut(
             nodes=tuple(members(nodes)), why="failed", back_s=back_s, failures=_failures(state, d, nodes)
         )
-    if health.drained[d] & mask:
-        yield NodeOut(nodes=tuple(members(health.drained[d] & mask)), why="drained")
+    for by_s, nodes in health.drains(d).items():
+        if nodes & mask:
+            yield NodeOut(nodes=tuple(members(nodes & mask)), why="drained", leave_by_s=by_s)
     if health.absent[d] & mask:
         yield NodeOut(
             nodes=tuple(members(health.absent[d] & mask)), why="announced", back_s=health.ready_s.get(d)

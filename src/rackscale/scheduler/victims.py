@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from rackscale.events import Binding
+from rackscale.fleet.gangs import Gang
 from rackscale.scheduler.elastic import Shrunk
 from rackscale.scheduler.price import Taker
 from rackscale.workload import Job, Offer
 
 
-class Victim(NamedTuple):
+class Victim(Struct, frozen=True, gc=False):
     """A gang that has to give nodes: all of them, or those that it goes on without."""
 
     name: str
@@ -21,6 +24,21 @@ class Victim(NamedTuple):
     gives: int
     """Nodes that it frees in the domain looked at."""
     shrunk: Shrunk | None = None
+
+
+class Guest(Struct, gc=False):
+    """A gang in one domain, as those who seek victims see it."""
+
+    gang: Gang
+    name: str
+    priority: int
+    queue: str
+    mask: int
+    """The nodes that it holds in the domain."""
+    may: bool | None = None
+    """Whether somebody may interrupt it now, whoever that is; None: not asked yet."""
+    whole: Victim | None = None
+    """As the victim that it was last taken for, evicted whole."""
 
 
 class Clearing(NamedTuple):

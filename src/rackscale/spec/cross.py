@@ -15,9 +15,9 @@ from rackscale.spec.programs import JOB_PREFIX
 from rackscale.spec.queues import QueueDocument
 from rackscale.spec.shapes import JOB
 from rackscale.spec.site import FleetDocument
-from rackscale.spec.tree import Cost, never_runs, tree_faults
+from rackscale.spec.tree import Cost, never_runs, tree_faults, tree_warnings
 from rackscale.spec.validate import JOB_KINDS, Document
-from rackscale.spec.windows import MaintenanceDocument
+from rackscale.spec.windows import BookingDocument, MaintenanceDocument, never_inside
 from rackscale.workload import Job, Policy, Queue
 
 DEFAULT_QUEUE = JOB.queue
@@ -85,9 +85,11 @@ def cross_check(documents: Sequence[Document], around: Surroundings) -> Iterator
         yield from _unknown(asker, "booking", "unknown booking", None, around.bookings)
         if around.fleet is not None:
             yield from misplaced(asker, around.fleet, keep_spares=around.keep_spares)
+    bookings = {d.model.name: d.model for d in documents if isinstance(d.model, BookingDocument)}
     for job in jobs:
         yield from _unservable(job, jobs, is_site=is_site)
         yield from _never_runs(job, around)
+        yield from _never_inside(job, bookings)
     if around.fleet is not None:
         for document in documents:
             if document.kind == "Maintenance":
@@ -106,6 +108,17 @@ def _queues(documents: Sequence[Document], around: Surroundings) -> Iterator[Pro
             yield document.problem(fault.path, fault.message, fix=fault.fix)
 
 
+def warnings(documents: Sequence[Document], around: Surroundings) -> Iterator[Problem]:
+    """What is no mistake, and hardly meant: at the queues' own documents."""
+    written = {d.name: d for d in documents if d.kind == "Queue" and isinstance(d.model, QueueDocument)}
+    if around.queues is None or around.fleet is None or not around.sound:
+        return
+    for fault in tree_warnings(around.queues, around.fleet, keep_spares=around.keep_spares):
+        document = written.get(fault.queue)
+        if document is not None:
+            yield document.problem(fault.path, fault.message, fix=fault.fix)
+
+
 def _never_runs(document: Document, around: Surroundings) -> Iterator[Problem]:
     """A job that its queue's limits keep waiting for ever."""
     model = document.model
@@ -117,6 +130,18 @@ def _never_runs(document: Document, around: Surroundings) -> Iterator[Problem]:
     reason = never_runs(job, around.queues, _costs(job, around.fleet or ()))
     if reason is not None:
         yield document.problem(("queue",), f"can never start: {reason}")
+
+
+def _never_inside(document: Document, bookings: Mapping[str, BookingDocument]) -> Iterator[Problem]:
+    """A job that its booking, from the same documents, has no room or no time for."""
+    model = document.model
+    booking = bookings.get(model.booking or "") if isinstance(model, JobDocument) else None
+    if not isinstance(model, JobDocument) or booking is None or booking.start.basis != booking.until.basis:
+        return
+    job = model.work(document.raw.folder, document.source).job
+    reason = never_inside(job, booking.value(), booking.until.s - booking.start.s)
+    if reason is not None:
+        yield document.problem(("booking",), reason)
 
 
 def _costs(job: Job, fleet: Sequence[DomainSpec]) -> list[Cost]:
@@ -139,14 +164,20 @@ def _unmaintainable(document: Document, fleet: Sequence[DomainSpec]) -> Iterator
         yield document.problem(
             ("domain",), "unknown NVLink domain", fix=nearest(name, (s.name for s in fleet))
         )
+        yield from _no_such_node(document, "no domain", max(s.nodes for s in fleet))
     elif len(found) > 1:
         fix = f"say {' or '.join(spec.name for spec in found)}"
         yield document.problem(("domain",), "several clusters have such a domain", fix=fix)
-    elif isinstance(document.model, MaintenanceDocument):
-        for i, node in enumerate(document.model.nodes or ()):
-            if node >= found[0].nodes:
-                fix = f"from 0 to {found[0].nodes - 1}"
-                yield document.problem(("nodes", i), f"{found[0].name} has no such node", fix=fix)
+    else:
+        yield from _no_such_node(document, found[0].name, found[0].nodes)
+
+
+def _no_such_node(document: Document, where: str, there: int) -> Iterator[Problem]:
+    model = document.model
+    for i, node in enumerate((model.nodes or ()) if isinstance(model, MaintenanceDocument) else ()):
+        if node >= there:
+            verb = "has" if where == "no domain" else "has no"
+            yield document.problem(("nodes", i), f"{where} {verb} such node", fix=f"from 0 to {there - 1}")
 
 
 def _specs(fleets: Iterable[Document]) -> Iterator[DomainSpec]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from rackscale.errors import DocumentError
 from rackscale.events import Announced, Booked, Configured, Delivered, DomainSpec, Planned
-from rackscale.spec.cross import Surroundings, cross_check
+from rackscale.spec.cross import Surroundings, cross_check, warnings
 from rackscale.spec.jobs import JobDocument
 from rackscale.spec.overrides import override
 from rackscale.spec.policy import PolicyDocument
@@ -142,6 +142,8 @@ class Report:
     """Documents by kind, in the order of `KINDS`; kinds that do not occur are left out."""
     problems: tuple[str, ...]
     """One printable line each, by file and place; empty: all is well."""
+    warnings: tuple[str, ...]
+    """What is no mistake, and hardly meant; likewise."""
     documents: Documents | None = field(repr=False)
     """None where there are problems."""
 
@@ -187,6 +189,7 @@ def check(
     return Report(
         counts={kind: counts[kind] for kind in KINDS if kind in counts},
         problems=lines,
+        warnings=() if lines else _lines(warnings(documents, surroundings), [raw.file for raw in raws]),
         documents=None if lines else _values(documents, known.fleet),
     )
 

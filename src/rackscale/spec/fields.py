@@ -48,6 +48,11 @@ class Strict(BaseModel):
         """What is wrong between the values of fields that are right each by itself."""
         yield from ()
 
+    @classmethod
+    def partial_faults(cls, _data: Mapping[str, object]) -> Iterator[Fault]:
+        """The same of parts that are right each by itself, where the whole is not."""
+        yield from ()
+
 
 def within(name: str | int, faults: Iterator[Fault]) -> Iterator[Fault]:
     """The faults of a section, seen from the document that holds it."""

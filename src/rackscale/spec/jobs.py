@@ -92,6 +92,11 @@ class JobDocument(Asking):
         default=_DURABILITY.max_restarts,
         description="Failures of the program (not of nodes) that are retried.",
     )
+    retry_delay: Seconds = Field(
+        default=_DURABILITY.retry_delay_s,
+        description="Pause before a program that failed is started again; twice as long after each further failure, at "
+        "most 5m. Assumed: as Kubernetes does with containers that crash.",
+    )
     setup: Text | None = Field(
         default=None, description="Shell script, once per node before the ranks start."
     )
@@ -269,6 +274,7 @@ class _Saving(JobDocument):
             grace_s=self.grace,
             restart_s=self.restart_time,
             max_restarts=self.max_restarts,
+            retry_delay_s=self.retry_delay,
         )
 
     def faults(self) -> Iterator[Fault]:
@@ -393,4 +399,9 @@ class ServiceDocument(JobDocument):
         )
 
     def durability(self) -> Durability:
-        return Durability(grace_s=self.grace, restart_s=self.restart_time, max_restarts=self.max_restarts)
+        return Durability(
+            grace_s=self.grace,
+            restart_s=self.restart_time,
+            max_restarts=self.max_restarts,
+            retry_delay_s=self.retry_delay,
+        )

@@ -64,12 +64,12 @@ def misplaced(asker: Document, fleet: Sequence[DomainSpec], *, keep_spares: bool
         yield asker.problem(
             ("system",), f"the cluster {cluster!r} has none of this system", fix=f"it has {there}"
         )
-    elif isinstance(asker.model, Asking):
+    elif isinstance(asker.sound, Asking):
         anywhere = [s for s in fleet if cluster in (None, s.cluster)]
-        keep_spares = keep_spares and not getattr(asker.model, "cpu_only", False)
-        if not _another_fits(asker.model, list(_groups(anywhere, keep_spares=keep_spares))):
-            yield from _too_large(asker, asker.model, list(_groups(allowed, keep_spares=keep_spares)))
-        yield from _too_far_spread(asker, asker.model, allowed)
+        keep_spares = keep_spares and not getattr(asker.sound, "cpu_only", False)
+        if not _another_fits(asker.sound, list(_groups(anywhere, keep_spares=keep_spares))):
+            yield from _too_large(asker, asker.sound, list(_groups(allowed, keep_spares=keep_spares)))
+        yield from _too_far_spread(asker, asker.sound, allowed)
 
 
 def _groups(fleet: Iterable[DomainSpec], *, keep_spares: bool) -> Iterator[Group]:

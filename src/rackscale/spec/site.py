@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from rackscale import catalog
 from rackscale.events import DomainSpec
@@ -201,17 +202,23 @@ class FleetDocument(Strict):
 
     @classmethod
     def conflicts(cls, data: Mapping[str, object]) -> Iterator[Fault]:
-        for i, cluster in enumerate(mappings(data.get("clusters"))):
+        clusters = mappings(data.get("clusters"))
+        names = [cluster.get("name") for cluster in clusters]
+        for i, cluster in enumerate(clusters):
             yield from within("clusters", within(i, Cluster.conflicts(cluster)))
+            if isinstance(names[i], str) and names[i] in names[:i]:
+                first = names.index(names[i])
+                yield Fault(("clusters", i, "name"), f"clusters[{first}] has this name already")
+
+    @classmethod
+    def partial_faults(cls, data: Mapping[str, object]) -> Iterator[Fault]:
+        for i, cluster in enumerate(mappings(data.get("clusters"))):
+            with suppress(ValidationError):
+                yield from within("clusters", within(i, Cluster.model_validate(cluster).faults()))
 
     def faults(self) -> Iterator[Fault]:
-        names = [c.name for c in self.clusters]
         for i, cluster in enumerate(self.clusters):
             yield from within("clusters", within(i, cluster.faults()))
-            if cluster.name in names[:i]:
-                yield Fault(
-                    ("clusters", i, "name"), f"clusters[{names.index(cluster.name)}] has this name already"
-                )
         if sum(c.domains for c in self.clusters) > LARGEST_FLEET:
             yield Fault(("clusters",), f"more than {LARGEST_FLEET:,} NVLink domains together")
         yield from within("failures", self.failures.faults())

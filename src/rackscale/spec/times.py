@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from msgspec import Struct
@@ -87,3 +87,17 @@ Stated = Annotated[When, PlainValidator(when), WithJsonSchema({"anyOf": [*_SCHEM
 
 Fixed = Annotated[When, PlainValidator(_fixed), WithJsonSchema({"anyOf": _SCHEMAS})]
 """A time that means the same whenever the document is read again: of a rehearsal, or a date."""
+
+
+def dated(at_s: float) -> str:
+    """Seconds since the epoch as documents write them: `2026-12-01T02:00Z`, with seconds where it has any."""
+    text = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+    return text.removesuffix(":00") + "Z"
+
+
+def span(seconds: float) -> str:
+    """`90 s`, `12 min`, `2 h 30`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d}"

@@ -75,32 +75,56 @@ def _cycles(queues: Mapping[str, Queue]) -> Iterator[tuple[str, ...]]:
         done.update(way)
 
 
+def tree_warnings(
+    queues: Mapping[str, Queue], fleet: Sequence[DomainSpec], *, keep_spares: bool
+) -> Iterator[TreeFault]:
+    """More guaranteed than is left beside the spares, where `keep_spares`: not everybody can hold what he is owed."""
+    spares = sum(spec.spares * spec.gpus_per_node for spec in fleet) if keep_spares else 0
+    owed = _Owed(queues, "gpus")
+    there = _capacity(fleet, "gpus")
+    if spares and there - spares < owed.total <= there:
+        message = f"{owed.names} are guaranteed {_amount(owed.total, 'gpus')}, and {spares} of the fleet's {there:g}"
+        message += f" are spares: {_amount(there - spares, 'gpus')} are left"
+        yield TreeFault(
+            owed.last, ("quota", "gpus"), message, f"lower quotas by {owed.total - there + spares:g}"
+        )
+
+
+class _Owed:
+    """What queues are guaranteed in one unit."""
+
+    def __init__(self, queues: Mapping[str, Queue], unit: Unit) -> None:
+        self._unit = unit
+        self.below: dict[str | None, list[Queue]] = {}
+        for queue in queues.values():
+            self.below.setdefault(queue.parent if queue.parent in queues else None, []).append(queue)
+        roots = self.below.get(None, [])
+        named = [queue.name for queue in roots if self(queue)]
+        self.total = sum(map(self, roots))
+        self.names, self.last = _joined(named) if named else "", named[-1] if named else ""
+
+    def __call__(self, queue: Queue) -> float:
+        """What the queue is guaranteed, or the queues below it where it states nothing."""
+        quota = quota_of(queue, self._unit)
+        return quota if quota is not None else sum(map(self, self.below.get(queue.name, ())))
+
+
 def _overcommitted(
     queues: Mapping[str, Queue], fleet: Sequence[DomainSpec], unit: Unit
 ) -> Iterator[TreeFault]:
-    below: dict[str | None, list[Queue]] = {}
+    owed = _Owed(queues, unit)
     for queue in queues.values():
-        below.setdefault(queue.parent if queue.parent in queues else None, []).append(queue)
-
-    def owed(queue: Queue) -> float:
-        """What the queue is guaranteed, or the queues below it where it states nothing."""
-        quota = quota_of(queue, unit)
-        return quota if quota is not None else sum(map(owed, below.get(queue.name, ())))
-
-    for queue in queues.values():
-        quota, children = quota_of(queue, unit), below.get(queue.name, [])
+        quota, children = quota_of(queue, unit), owed.below.get(queue.name, [])
         total = sum(map(owed, children))
         if quota is not None and total > quota:
             names = _joined(child.name for child in children if owed(child))
             message = f"less than the {_amount(total, unit)} that {names} below it have"
             yield TreeFault(queue.name, ("quota", unit), message, "raise it, or lower theirs")
-    roots = below.get(None, [])
-    total, there = sum(map(owed, roots)), _capacity(fleet, unit)
-    if total > there:
-        last = next(q for q in reversed(roots) if owed(q))
-        message = f"{_joined(q.name for q in roots if owed(q))} would be guaranteed {_amount(total, unit)}"
+    there = _capacity(fleet, unit)
+    if owed.total > there:
+        message = f"{owed.names} would be guaranteed {_amount(owed.total, unit)}"
         fix = f"the fleet has {_amount(there, unit)}"
-        yield TreeFault(last.name, ("quota", unit), message, fix)
+        yield TreeFault(owed.last, ("quota", unit), message, fix)
 
 
 def _capacity(fleet: Sequence[DomainSpec], unit: Unit) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -73,6 +74,9 @@ class Document:
     model: Any
     """A `FleetDocument`, `TrainingDocument` ... as `kind` says."""
 
+    sound: Any = None
+    """The same where only fields are wrong that nothing else is judged by, without those."""
+
     @property
     def fields(self) -> Mapping[str, object]:
         assert isinstance(self.raw.data, dict)
@@ -136,18 +140,62 @@ def validate(raw: RawDocument) -> tuple[Document | None, list[Problem]]:
         if ("kind",) not in raw.faulty:
             message = "unknown kind" if "kind" in raw.data else "is required"
             problems.append(document.problem(("kind",), message, fix=nearest(kind, KINDS)))
-        return None, problems
+        return None, problems + _if_meant(document, kind)
     model_type = KINDS[document.kind]
     problems += [_of_fault(document, fault) for fault in model_type.conflicts(raw.data)]
     try:
         model = model_type.model_validate(raw.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        return document, problems + [
-            p for detail in details if (p := _of_detail(document, detail)) is not None
-        ]
+        problems += [p for detail in details if (p := _of_detail(document, detail)) is not None]
+        problems += [_of_fault(document, fault) for fault in model_type.partial_faults(raw.data)]
+        sound = _without(model_type, raw.data, {detail["loc"][0] for detail in details if detail["loc"]})
+        if sound is not None:
+            problems += [_of_fault(document, fault) for fault in sound.faults()]
+        return replace(document, sound=sound), problems
     problems += [_of_fault(document, fault) for fault in model.faults()]
-    return replace(document, model=None if problems else model), problems
+    return replace(document, model=None if problems else model, sound=model), problems
+
+
+INDEPENDENT = frozenset(
+    (
+        "arrivals",
+        "booking",
+        "cluster",
+        "envs",
+        "priority",
+        "queue",
+        "ranks_per_node",
+        "system",
+        "user",
+        "workdir",
+    )
+)
+"""Optional fields that nothing else of a document is judged by: with one of them wrong, the rest still is."""
+
+
+def _without(model_type: type[Strict], data: Mapping[str, object], wrong: set[object]) -> Strict | None:
+    """The document without its wrong fields; None where others are judged by one of them."""
+    if not wrong <= INDEPENDENT:
+        return None
+    try:
+        return model_type.model_validate({name: value for name, value in data.items() if name not in wrong})
+    except ValidationError:
+        return None
+
+
+def _if_meant(document: Document, kind: object) -> list[Problem]:
+    """What is wrong with the fields that are there, if the kind is the one that is most like it."""
+    near = difflib.get_close_matches(kind, KINDS, n=1) if isinstance(kind, str) else []
+    if not near:
+        return []
+    meant = replace(document, kind=near[0])
+    try:
+        KINDS[meant.kind].model_validate({**document.fields, "kind": meant.kind})
+    except ValidationError as error:
+        details = [d for d in error.errors(include_url=False) if d["type"] != "missing"]
+        return [p for detail in details if (p := _of_detail(meant, detail)) is not None]
+    return []
 
 
 def _of_fault(document: Document, fault: Fault) -> Problem:

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from rackscale.spec.fields import Fault, Name, Strict, Text
 from rackscale.spec.shapes import Asking
-from rackscale.spec.times import Stated, When
-from rackscale.workload import Booking, Maintenance
+from rackscale.spec.times import Stated, When, span
+from rackscale.workload import Booking, Job, Maintenance, Shape
 
 RESERVED = ("expired", "lemon")
 """What closures are called that are no maintenance."""
@@ -92,3 +92,27 @@ def _order(start: When, until: When) -> Iterator[Fault]:
         yield Fault(("until",), "must be stated like from", "both as dates, or both as times of a rehearsal")
     elif start.basis == until.basis and until.s <= start.s:
         yield Fault(("until",), "must be after from")
+
+
+def never_inside(job: Job, booking: Booking, lasts_s: float) -> str | None:
+    """Why the job can never start on the booking's nodes, of which `lasts_s` seconds are to come; None: it can.
+
+    A job of which nobody knows how long it takes always can.
+    """
+    kept = booking.shape
+    fitting = [offer for offer in job.choices if _fits_in(offer.shape, kept)]
+    if not fitting:
+        return (
+            f"the booking {booking.name!r} keeps only {kept.segments} x {kept.nodes_held_per_segment} nodes"
+        )
+    if job.duration_s is None:
+        return None
+    takes_s = job.durability.restart_s + job.duration_s / max(offer.throughput for offer in fitting)
+    if takes_s <= lasts_s:
+        return None
+    left = f"{span(lasts_s)} of the booking {booking.name!r} are to come"
+    return f"can never start: it takes {span(takes_s)} with its start, and {left}"
+
+
+def _fits_in(shape: Shape, kept: Shape) -> bool:
+    return shape.nodes_held_per_segment <= kept.nodes_held_per_segment and shape.nodes_held <= kept.nodes_held
