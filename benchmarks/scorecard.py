@@ -40,6 +40,7 @@ SUMMARIES: dict[str, Callable[[Measurement], str]] = {
     "model family": lambda row: row.model.family,
     "precision": lambda row: row.recipe.precision,
 }
+FARTHEST = 15
 WIDTH, MARGIN = 640.0, 56.0
 
 
@@ -162,7 +163,20 @@ def page(found: Scorecard) -> str:
     for kind in found.held:
         lines += ["", f"## Each {kind}, predicted without it", ""]
         lines += _errors(kind, calibration.table(found.rows, found.held[kind], HELD[kind]))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_farthest(found)]) + "\n"
+
+
+def _farthest(found: Scorecard) -> list[str]:
+    lines = ["", f"## Farthest off, predicted without their {found.kind}", ""]
+    lines += [
+        "| row | source | system | model | layout | measured, s | predicted, s | error |",
+        "| --- " * 8 + "|",
+    ]
+    for place in np.argsort(-np.abs(found.ratio - 1.0))[:FARTHEST]:
+        row, ratio = found.rows[place], found.ratio[place]
+        what = f"{row.row} | {row.source} | {row.recipe.system} | {row.label} {row.recipe.precision} | {row.layout}"
+        lines.append(f"| {what} | {row.seconds:,.3f} | {row.seconds * ratio:,.3f} | {ratio - 1:+.1%} |")
+    return lines
 
 
 def _overall(found: Scorecard) -> Iterable[tuple[str, Errors]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rackscale.sizing import calibration
-from rackscale.sizing.layout import Layouts
+from rackscale.sizing.layout import Array, Layouts
 from rackscale.sizing.measurements import Measurement, read
 from rackscale.sizing.memory import CONTEXT_BYTES, TIGHT, memory
 
@@ -21,9 +21,9 @@ FEW = Path(__file__).with_name("training_steps.csv")
 ALL = Path(__file__).parents[3] / "shared/data/training/measured.csv"
 
 
-def ratio(rows: list[Measurement]) -> np.ndarray:  # type: ignore[type-arg]
+def ratio(rows: list[Measurement]) -> Array:
     problem = calibration.problem(rows)
-    return problem.predict(calibration.published()).seconds / problem.seconds  # type: ignore[no-any-return]
+    return problem.predict(calibration.published()).seconds / problem.seconds
 
 
 def needed(row: Measurement) -> float:
