@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import rackscale
 
 SIZE = ("size", "llama3.1-70b", "--train", "--system", "u-p6e-gb300x72", "--gpus", "64")
+DEEPSEEK = ("size", "deepseek-v3", "--system", "p5", "--gpus", "24")
 P5 = ("size", "llama3.1-70b", "--system", "p5", "--gpus", "8")
 
 
@@ -121,6 +122,12 @@ def test_nothing_fails_and_goodput_is_whole() -> None:
     assert "nothing fails" in rackscale(*SIZE, "--failures", 0).out
 
 
+@pytest.mark.parametrize("rate", [100, 1e9])
+def test_what_fails_faster_than_it_saves_has_no_end(rate: float) -> None:
+    command = ("size", "llama3-8b", "--system", "p5", "--gpus", 8, "--failures", rate, "--tokens", "1T")
+    assert "never reached" in rackscale(*command).out
+
+
 def test_a_config_json_is_a_model(tmp_path: Path) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
@@ -165,6 +172,8 @@ def test_limits_that_keep_everything_out_are_named() -> None:
         ((*P5, "--global-batch", "1.5"), 2, ["1.5", "whole"]),
         ((*P5, "--gpus", "0"), 2, ["--gpus"]),
         ((*P5, "--precision", "nvfp4", "--tp", "3", "--pp", "99"), 1, ["--tp 3", "--pp 99", "no FP4", "problems"]),
+        ((*P5, "--ep", "8"), 1, ["--ep 8: llama3.1-70b has no experts"]),
+        ((*DEEPSEEK, "--ep", "3", "--tp", "3"), 1, ["256 experts", "128 attention heads"]),
         ((*P5, "--precision", "mxfp8"), 1, ["has no block scales"]),
         ((*P5, "--segment", "16"), 1, ["--segment 16"]),
         ((*P5, "--serve"), 1, ["not there yet"]),

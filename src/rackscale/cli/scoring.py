@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,9 @@ def calibrate(
     Examples: `rackscale calibrate ours.csv --out ours.toml`, then
     `rackscale size llama3.1-70b --train --system p5 --gpus 64 --constants ours.toml`
     """
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # the matrices are small: threads would wait for each other
     from rackscale.report import scoring as report
     from rackscale.sizing import scoring
 

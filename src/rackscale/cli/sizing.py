@@ -105,7 +105,9 @@ def size(
     ] = None,
     seq: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Tokens per sequence. [default: 8192, or the model's longest]"),
+        typer.Option(
+            metavar="N", help="Tokens per sequence; 4k is 4,096. [default: 8192, or the model's longest]"
+        ),
     ] = None,
     global_batch: Annotated[
         str | None,
@@ -381,7 +383,32 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
         problems.append(f"--precision {recipe.precision}: {chip.name} has no FP8; say bf16")
     elif recipe.precision == "mxfp8" and recipe.architecture != "blackwell":
         problems.append(f"--precision mxfp8: {chip.name} has no block scales; say fp8 or fp8-block")
-    if limits.pp is not None and limits.pp > model.depth:
-        problems.append(f"--pp {limits.pp}: {model.name} has {model.depth} layers")
+    problems += _undivided(model, limits)
     if problems:
         raise DocumentError(problems)
+
+
+def _undivided(model: Model, limits: Limits) -> list[str]:
+    """Degrees that the model can't be divided by."""
+    from rackscale.models import Attention, LatentAttention
+    from rackscale.sizing.experts import experts_of
+
+    problems = []
+    mixers = (kind.mixer for kind in model.layers)
+    heads = {mixer.heads for mixer in mixers if isinstance(mixer, Attention | LatentAttention)}
+    if limits.tp is not None and any(count % limits.tp for count in heads):
+        counts = " and ".join(map(str, sorted(heads)))
+        problems.append(
+            f"--tp {limits.tp}: the {counts} attention heads of {model.name} are not a multiple of it"
+        )
+    if limits.pp is not None and limits.pp > model.depth:
+        problems.append(f"--pp {limits.pp}: {model.name} has {model.depth} layers")
+    experts = experts_of(model)
+    if limits.ep is not None and limits.ep > 1:
+        if experts is None:
+            problems.append(f"--ep {limits.ep}: {model.name} has no experts")
+        elif experts.count % limits.ep:
+            problems.append(
+                f"--ep {limits.ep}: {experts.count} experts of {model.name} are not a multiple of it"
+            )
+    return problems

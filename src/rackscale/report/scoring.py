@@ -39,15 +39,14 @@ def score(found: Score) -> Stack:
 
 
 def _rows(found: Score) -> Table:
-    names = ("system", "model", "precision", "GPUs", "layout", "measured", "predicted", "8 in 10 within")
-    table = plain("row", *names, "error", "left open")
+    table = plain("row", "model, precision, system", "layout")
+    for name in ("measured", "predicted", "8 in 10 within", "error"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("left open")
     for one in found.rows:
         table.add_row(
             one.row,
-            one.system,
-            one.model,
-            one.precision,
-            str(one.gpus),
+            f"{one.model} {one.precision} on {one.gpus} x {one.system}",
             one.layout,
             f"{one.measured_s:,.3f} s",
             f"{one.predicted_s:,.3f} s",

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from rackscale.report.tables import plain
 from rackscale.report.words import duration, percent
+from rackscale.sizing.memory import TIGHT
 from rackscale.sizing.provenance import Input
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.size import Candidate, Sizing
@@ -31,6 +32,8 @@ PARTS = {
 }
 """How each part of a step is drawn, and what it is."""
 EXPOSED = {"tensor": "TP", "context": "CP", "expert": "EP", "pipeline": "PP", "data": "DP"}
+HOPELESS = 0.01
+"""Below this goodput no end is told."""
 SMALL = 0.0005
 """Shares of a step below this are not worth a line."""
 
@@ -112,7 +115,12 @@ def _memory_in_words(one: Candidate, room: float | None) -> str:
     parts = sorted(one.bytes.items(), key=lambda part: -part[1])
     told = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in parts if size >= 5e7)
     of = "" if room is None else f" of {room / 1e9:,.0f}"
-    return f"{one.total_bytes / 1e9:,.0f}{of} GB: {told}"
+    close = (
+        ""
+        if room is None or one.total_bytes * (1.0 + TIGHT) <= room
+        else "; nearer to full than the estimate is sure"
+    )
+    return f"{one.total_bytes / 1e9:,.0f}{of} GB: {told}{close}"
 
 
 def _goodput(found: Sizing) -> str:
@@ -128,10 +136,13 @@ def _goodput(found: Sizing) -> str:
 def _run(found: Sizing, best: Candidate) -> list[str]:
     if found.run_tokens is None or found.run_s is None:
         return []
+    if found.goodput.share < HOPELESS:
+        return ["the tokens are never reached: failures come faster than work is saved"]
     low, high = found.run_s * best.low_s / best.step_s, found.run_s * best.high_s / best.step_s
     unit, name = (86_400.0, "days") if low >= 2 * 86_400 else (3600.0, "hours")
     span = f"{found.run_s / unit:,.1f} {name} ({low / unit:,.1f} to {high / unit:,.1f})"
-    tokens = f"{found.run_tokens / 1e12:g} T" if found.run_tokens >= 1e12 else f"{found.run_tokens / 1e9:g} G"
+    scale, letter = next((s for s in ((1e12, " T"), (1e9, " G")) if found.run_tokens >= s[0]), (1.0, ""))
+    tokens = f"{found.run_tokens / scale:g}{letter}"
     if found.run_usd is None:
         money = f"; nobody publishes a price of {found.system}: --price adds the money"
     else:

@@ -123,7 +123,8 @@ def size(
     )
     run_s = None
     if run_tokens is not None:
-        run_s = run_tokens / (best[0].tokens_per_s_per_gpu * gpus) / good.share
+        ideal_s = run_tokens / (best[0].tokens_per_s_per_gpu * gpus)
+        run_s = ideal_s / good.share if good.share > 0 else float("inf")
     return Sizing(
         model=model.name,
         system=recipe.system,
