@@ -67,6 +67,8 @@ class Parts:
     """Of layers whose products can't hide them, both ways."""
     ring_f: Array
     ring_b: Array
+    swap: Array
+    """Heads exchanged for tokens and back, both ways; nothing hides it."""
     ep_f: Array
     ep_b: Array
     hop: Array
@@ -252,14 +254,18 @@ class _Pricer:
             total.tp_bare += forward + back
 
     def context_messages(self, work: Work, count: Array) -> None:
-        """Keys and values pass every rank of the ring, and their gradients with them going back."""
+        """Keys and values pass every rank of a ring, and their gradients going back; or heads are swapped for tokens."""
         if isinstance(work.ring, float):
             return
         at = self.at
         local = np.clip(at.domain / at.tp, 1.0, at.cp)
-        passed = count * self.message("all_gather", work.ring * at.cp, at.cp, local)
+        swaps = at.ulysses * np.ones(len(at)) if not isinstance(work.swapped, float) else np.zeros(len(at))
+        passed = count * self.message("all_gather", work.ring * at.cp, at.cp, local) * (1.0 - swaps)
         self.total.ring_f += passed
         self.total.ring_b += 2.0 * passed
+        if swaps.any():
+            swapped = self.message("all_to_all", work.swapped * np.ones(len(at)), at.cp, local)
+            self.total.swap += 2.0 * count * swapped * swaps
 
     def expert_messages(self, work: Work, count: Array) -> None:
         """Tokens go to their experts and come back; so do gradients."""

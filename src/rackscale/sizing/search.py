@@ -36,6 +36,10 @@ class Limits:
     virtual: int | None = None
     sharding: str | None = None
     recompute: frozenset[str] | None = None
+    zero_bubble: bool = False
+    """Pipelines by ZB-H1 instead of interleaving; no measurement of one was at hand."""
+    ulysses: bool = False
+    """Context parallelism all to all instead of by a ring; no measurement of one was at hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,10 @@ def candidates(
     good = (replicas == np.floor(replicas)) & (passes == np.floor(passes)) & (passes >= 1)
     good &= (tp * cp * replicas) % ep == 0
     good &= pp * virtual <= depth
+    if limits.zero_bubble:
+        good &= virtual == 1
+    if limits.ulysses:
+        good &= (_heads(model) % (tp * cp) == 0) | (cp == 1)
     good &= (virtual == 1) | ((pp > 1) & (passes % pp == 0) & (depth % (pp * virtual) == 0))
     good &= ~(fsdp & (pp > 1)) & (fsdp | (passes >= pp))
     chosen = [column[good] for column in columns]
@@ -93,6 +101,8 @@ def candidates(
         ep=ep,
         etp=one,
         virtual=virtual,
+        zero_bubble=limits.zero_bubble * (pp > 1) * one,
+        ulysses=limits.ulysses * (cp > 1) * one,
         micro_batch=micro,
         sharding=sharding,
         shard=gpus / (tp * pp * cp),
@@ -109,11 +119,17 @@ def candidates(
 RECOMPUTE: tuple[frozenset[str], ...] = (frozenset(), frozenset({"attention"}), frozenset({"layer"}))
 
 
-def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> Sequence[Array]:
-    heads = 0
+def _heads(model: Model) -> int:
+    """What attention's heads have in common, as far as they are divided; 0: no attention."""
+    found = 0
     for kind in model.layers:
         if isinstance(kind.mixer, Attention | LatentAttention):
-            heads = gcd(heads, kind.mixer.heads)
+            found = gcd(found, kind.mixer.heads)
+    return found
+
+
+def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> Sequence[Array]:
+    heads = _heads(model)
     experts = 0
     for kind in model.layers:
         if isinstance(kind.feed, Experts):
@@ -173,6 +189,8 @@ def layout_of(at: Layouts, place: int) -> Layout:
         ep=int(at.ep[place]),
         etp=int(at.etp[place]),
         virtual=int(at.virtual[place]),
+        zero_bubble=bool(at.zero_bubble[place]),
+        ulysses=bool(at.ulysses[place]),
         micro_batch=int(at.micro_batch[place]),
         sharding=SHARDINGS[int(at.sharding[place])],
         shard=0,
