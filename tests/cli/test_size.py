@@ -159,7 +159,7 @@ def test_limits_that_keep_everything_out_are_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("size", "lama3.1-70b", "--system", "p5", "--gpus", "8"), 1, ["lama3.1-70b", "did you mean 'llama3.1-70b'?"]),
+        (("size", "lama3.1-70b", "--system", "p5", "--gpus", "8"), 1, ["lama3.1-70b", "did you mean 'llama3.1-70b'"]),
         (("size", "llama3.1-70b", "--system", "p55", "--gpus", "8"), 1, ["p55", "did you mean 'p5'?"]),
         (("size", "absent/config.json", "--system", "p5", "--gpus", "8"), 1, ["absent/config.json"]),
         (("size", "llama3.1-70b", "--system", "local", "--gpus", "8"), 1, ["CPU"]),
