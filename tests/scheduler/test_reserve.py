@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from rackscale.events import Cancelled, GangEnded, Input, NodeFailed, Planned, Start, Submitted, Unreserve
-from rackscale.scheduler.reserve import LONG_LINE
 from rackscale.workload import Durability, Job, Maintenance, Nearness, Offer, Policy, Shape
 from tests.scheduler.test_windows import plays
 from tests.scheduler.world import World, domain, job
@@ -204,21 +203,6 @@ def test_only_the_first_in_line_are_promised_anything() -> None:
     found.submit(*(timed(f"f{i}", 4, 1000.0) for i in range(3)))
     found.submit(*(timed(f"p{i}", 4, 500.0, 2) for i in range(4)), at_s=1.0)
     assert sorted(found.state.reserved) == ["p0", "p1"]
-
-
-def test_on_a_long_line_who_goes_before_others_is_promised_a_start_at_once() -> None:
-    found = world(2, reservations=2, preemption_retry_s=600.0)
-    found.submit(timed("a", 4, 300.0), timed("b", 3, 200.0))
-    found.submit(*(timed(f"w{i:02}", 4) for i in range(LONG_LINE + 6)), at_s=1.0)
-    assert sorted(found.state.reserved) == ["w00", "w01"]
-    found.submit(timed("vip", 4, priority="high"), timed("late", 4), at_s=2.0)
-    assert sorted(found.state.reserved) == ["vip", "w00"], "the first two in line, as many as the policy says"
-    assert (start_s(found, "vip"), where(found, "vip")) == (200.0, [B])
-    found.submit(timed("boss", 4, priority="production"), timed("vip2", 4, priority="high"), at_s=2.5)
-    assert sorted(found.state.reserved) == ["boss", "vip"], "in order, however many come"
-    assert start_s(found, "boss") == 200.0
-    found.submit(timed("small", 1, priority="normal"), at_s=3.0)
-    assert found.gang("small").status == "waiting", "it would delay the one that has just come"
 
 
 def test_promises_of_the_first_in_line_don_t_overlap() -> None:

@@ -144,12 +144,10 @@ class Promises:
         """Whose promises lie on some of these domains, ahead of this key."""
         return [p.name for p in self.all() if p.key < key and p.domains & domains]
 
-    def spans(self, key: Key | None = None) -> Spans:
-        """What is promised, by domain; to those ahead of this key only, if one is given."""
+    def spans(self) -> Spans:
+        """What is promised, by domain."""
         found: Spans = {}
         for promise in self.all():
-            if key is not None and promise.key > key:
-                break
             for d, nodes in promise.nodes.items():
                 found.setdefault(d, []).append(Span(promise.start_s, promise.end_s, nodes))
         return found

@@ -29,8 +29,7 @@ from rackscale.workload import Booking, Job, Nearness, Shape
 BOOKING = "@"
 """Stands before the name of a booking where a gang's name is expected."""
 LONG_LINE = 64
-"""Where more gangs wait, reservations are renewed only when it is due: somebody comes or starts all the time. Who goes
-before somebody that was promised a start is promised one at once."""
+"""Where more gangs wait, reservations are renewed only when it is due: somebody comes or starts all the time."""
 LOOK_AHEAD = 512
 """Domains looked at for one reservation beyond those it needs, in order of time."""
 
@@ -67,8 +66,6 @@ def reserve(cycle: Cycle) -> None:
     state = cycle.state
     calendar = state.machines.calendar
     if not cycle.due and _stands(cycle):
-        if state.reserved and state.waiting.size > LONG_LINE:
-            _promise_newcomers(cycle)
         return
     kept = _Kept(cycle)
     for name, booking in calendar.bookings.items():
@@ -113,32 +110,6 @@ def _stands(cycle: Cycle) -> bool:
         return True
     keys = [promise.key for promise in promises if not promise.name.startswith(BOOKING)]
     return len(keys) >= most and newcomer > keys[-1]
-
-
-def _promise_newcomers(cycle: Cycle) -> None:
-    """Promise a start to those who go before somebody that was promised one; the last of these give theirs up."""
-    state, most = cycle.state, cycle.state.policy.reservations
-    standing = [p for p in cycle.promises.all() if not p.name.startswith(BOOKING)]
-    gone = {getattr(a, "gang", "") for a in cycle.actions}
-    kept, keys = _Kept(cycle), list[Key]()
-    for n, (key, name) in enumerate(_in_line(cycle)):
-        if n == most or not standing or key > standing[-1].key:
-            break
-        if name in gone or name in state.reserved:
-            continue
-        gang, job = state.gangs[name], state.jobs[state.gangs[name].job]
-        ahead = cycle.promises.spans(key)
-        for d, spans in kept.ahead.items():
-            ahead[d] = ahead.get(d, []) + spans
-        best = earliest(cycle, gang, job, ahead)
-        if best is not None:
-            choice, where = best
-            shape = job.choices[choice].shape
-            kept.promise(name, choice, where, shape, _lasts_s(cycle, gang, job, choice))
-            keys.append(key)
-    for n, promise in enumerate(standing):
-        if n + sum(key < promise.key for key in keys) >= most and promise.name not in gone:
-            cycle.actions.append(Unreserve(gang=promise.name, reason=Reason(code="no-longer-reserved")))
 
 
 def _still_waits(cycle: Cycle, name: str) -> bool:
