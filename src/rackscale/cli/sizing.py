@@ -140,6 +140,12 @@ def size(
     recompute: Annotated[
         str | None, typer.Option(help="none, attention or full; left out, all are tried.")
     ] = None,
+    zero_bubble: Annotated[
+        bool, typer.Option("--zero-bubble", help="Pipelines by ZB-H1 instead of interleaving.")
+    ] = False,
+    ulysses: Annotated[
+        bool, typer.Option("--ulysses", help="Context parallelism all to all instead of by a ring.")
+    ] = False,
     segment: Annotated[
         int | None,
         typer.Option(

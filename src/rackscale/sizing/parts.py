@@ -132,7 +132,9 @@ class _Pricer:
         self.moved(work, count)
         total.kernels_f += count * work.kernels
         total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + self.at.full / 2.0)
-        total.kernels_experts += 3.0 * count * work.expert_kernels * (2.0 if self.recipe.is_low else 1.0)
+        total.kernels_experts += (
+            (3.0 + self.at.full) * count * work.expert_kernels * (2.0 if self.recipe.is_low else 1.0)
+        )
         self.tensor_messages(work, count)
         self.context_messages(work, count)
         self.expert_messages(work, count)
@@ -254,7 +256,7 @@ class _Pricer:
             total.tp_bare += forward + back
 
     def context_messages(self, work: Work, count: Array) -> None:
-        """Keys and values pass every rank of a ring, and their gradients going back; or heads are swapped for tokens."""
+        """Keys and values pass every rank of a ring, their gradients too; or heads are swapped for tokens."""
         if isinstance(work.ring, float):
             return
         at = self.at

@@ -94,7 +94,7 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
     launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
     host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
     sharded = 2.0 * parts.gather + parts.scatter
-    hidden = np.minimum(sharded, compute * by["fsdp"])
+    hidden = np.minimum(sharded, (compute + host) * by["fsdp"])  # while the host is slow they run on, too
     fsdp = sharded - hidden + hidden * by["drag"]
     each = busy + host + fsdp
     head = (parts.head_f + parts.head_b) * by["high"] * aged
