@@ -47,7 +47,7 @@ class Layout(Struct, frozen=True, kw_only=True):
     """Sequences in one pass."""
     sharding: Sharding = "zero1"
     shard: int = 0
-    """Ranks that states are divided among; 0: all of data parallelism (HSDP: fewer)."""
+    """Ranks that states are divided among; 0: all of data and context parallelism (HSDP: fewer)."""
     recompute: frozenset[str] = frozenset()
     offload: float = 0.0
     """Share of layers whose activations wait in host memory."""
@@ -88,7 +88,7 @@ class Layouts:
     sharding: Array
     """Place in SHARDINGS."""
     shard: Array
-    """Ranks that states are divided among."""
+    """Data-parallel replicas that states are divided among; those of context parallelism besides."""
     again: tuple[Array, ...]
     """For each of MODULES: 1 where it is computed again."""
     full: Array
@@ -168,7 +168,7 @@ class Layouts:
                 )
             },
             sharding=np.array([SHARDINGS.index(layout.sharding) for layout in layouts], dtype=float),
-            shard=np.where(shard > 0, np.minimum(shard, dp), dp),
+            shard=np.where(shard > 0, np.clip(shard / column("cp"), 1.0, dp), dp),
             again=tuple(
                 np.array([m in layout.recompute for layout in layouts], dtype=float) for m in MODULES
             ),

@@ -20,8 +20,6 @@ from rackscale.sizing.step import Factors, Step, step
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 VIRTUAL = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
-CHUNK = 65_536
-"""Layouts priced in one go: arrays of this length still fit a core's cache level by level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +136,7 @@ def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> 
     def only(limit: int | None, every: Sequence[int]) -> list[int]:
         return list(every) if limit is None else [limit]
 
-    tps = only(limits.tp, [n for n in divisors(heads or 8) if n <= min(domain, 64) and gpus % n == 0])
+    tps = only(limits.tp, [n for n in divisors(heads or 8) if n <= 64 and domain % n == 0 and gpus % n == 0])
     pps = only(limits.pp, [n for n in divisors(gpus) if n <= model.depth + model.mtp_layers])
     cps = only(
         limits.cp, [n for n in (1, 2, 4, 8, 16, 32) if n == 1 or (gpus % n == 0 and tokens // n >= 2048)]

@@ -86,10 +86,10 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         + parts.again_core * by["core"]
         + parts.again_moved * by["moved"]
     ) * aged
-    tensor = (parts.tp_f + parts.tp_b) * by["tp"] + parts.tp_bare
-    context = (parts.ring_f + parts.ring_b) * by["ring"] + parts.swap
-    expert = (parts.ep_f + parts.ep_b) * by["ep"] * aged
     compute = products + attention + memory + recompute
+    tensor = _exposed(parts.tp_f + parts.tp_b, by["tp"], compute) + parts.tp_bare
+    context = _exposed(parts.ring_f + parts.ring_b, by["ring"], compute) + parts.swap
+    expert = _exposed(parts.ep_f + parts.ep_b, by["ep"] * aged, compute)
     busy = compute + tensor + context + expert
     launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
     host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
@@ -124,3 +124,8 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         optimizer=update,
         other=straggle + by["fixed"],
     )
+
+
+def _exposed(message: Array, share: Array | float, beside: Array) -> Array:
+    """Of messages, what is not hidden: a calibrated share, and all that there is no compute for to hide behind."""
+    return np.maximum(message * share, message - beside)
