@@ -10,6 +10,7 @@ Reads ../shared/data/training/measured.csv, or the file that --data names. Needs
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -30,10 +31,17 @@ from rackscale.sizing.search import candidates, price
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared/data/training/measured.csv"
 FITTED = ROOT / "src/rackscale/sizing/fitted.toml"
+
+
+def publisher(source: str) -> str:
+    """Releases of one publisher's tables are reruns of the same recipes: they are left out together."""
+    return re.split(r"-?v?\d", source)[0]
+
+
 HELD: dict[str, Callable[[Measurement], str]] = {
     "model": lambda row: row.model.name,
     "system": lambda row: row.recipe.system,
-    "source": lambda row: row.source,
+    "source": lambda row: publisher(row.source),
 }
 """What is left out together."""
 

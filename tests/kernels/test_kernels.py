@@ -106,7 +106,12 @@ def test_arrays_broadcast_to_what_scalars_give(program: Callable[..., k.Array]) 
 @pytest.mark.parametrize(
     ("chip", "precision", "message", "hint"),
     [
-        ("H10", "bf16", "there is no accelerator with measured kernels 'H10'", "did you mean 'H100' or 'H100-96GB-500W'?"),
+        (
+            "H10",
+            "bf16",
+            "there is no accelerator with measured kernels 'H10'",
+            "did you mean 'H100' or 'H100-96GB-500W'?",
+        ),
         (
             "H100",
             "fp8_blok",

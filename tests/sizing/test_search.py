@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from rackscale import models
+from rackscale.sizing.constants import fitted
 from rackscale.sizing.layout import Layouts
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.search import Limits, candidates, layout_of, price
@@ -111,3 +112,48 @@ def test_every_input_has_a_source() -> None:
     found = size(models.model("llama3.1-8b"), Recipe(system="dgx-h100"), gpus=8, global_batch=64, tokens=8192)
     assert all(one.source and one.provenance in {"measured", "vendor", "assumed"} for one in found.inputs)
     assert np.isfinite(found.peak_flop_per_s)
+
+
+def test_zero_bubble_only_makes_the_bubble_less() -> None:
+    model, recipe = models.model("llama3.1-70b"), Recipe(system="gb300-nvl72", precision="fp8")
+    plain = Limits(tp=2, pp=8, cp=1, virtual=1, micro_batch=1, recompute=frozenset())
+    one, two = (
+        price(
+            model, candidates(model, gpus=64, global_batch=128, tokens=8192, domain=64, limits=limits), recipe
+        )
+        for limits in (plain, replace(plain, zero_bubble=True))
+    )
+    assert two.step.bubble[0] < one.step.bubble[0]
+    assert two.step.bubble[0] > one.step.bubble[0] / 3.5
+    assert two.step.products[0] == one.step.products[0]
+    assert "zero-bubble" in str(layout_of(two.layouts, 0))
+
+
+def test_all_to_all_context_parallelism_needs_heads_and_exchanges_less_than_a_long_ring() -> None:
+    model, recipe = models.model("llama3.1-8b"), Recipe(system="gb300-nvl72")
+    asked = {"gpus": 32, "global_batch": 32, "tokens": 131_072, "domain": 32}
+    ring, swapped = (
+        candidates(model, **asked, limits=Limits(tp=1, pp=1, cp=16, micro_batch=1, ulysses=ulysses))
+        for ulysses in (False, True)
+    )
+    assert (
+        price(model, swapped, recipe).step.context[0] < price(model, ring, recipe).step.context[0] / by_ring()
+    )
+    too_many = Limits(tp=4, pp=1, cp=16, ulysses=True)  # 32 heads are not enough for 64 ranks
+    assert not len(candidates(model, gpus=64, global_batch=64, tokens=131_072, domain=64, limits=too_many))
+
+
+def by_ring() -> float:
+    """The calibrated share of a ring's messages that attention does not hide."""
+    return fitted()["ring"]
+
+
+def test_steps_vary_more_on_more_gpus() -> None:
+    model, recipe = models.model("llama3.1-8b"), Recipe(system="gb200-nvl72")
+    spread = []
+    for gpus in (8, 64, 4096):
+        best = size(model, recipe, gpus=gpus, global_batch=4096, tokens=8192).candidates[0]
+        spread.append(best.p99_s / best.step_s)
+    assert spread[0] == 1.0
+    assert spread == sorted(spread)
+    assert spread[-1] == pytest.approx(1.067, abs=0.003)  # 5,120 GB200: facts of the training reports

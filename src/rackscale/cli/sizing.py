@@ -81,7 +81,8 @@ def _choice(option: str, text: str | None, known: tuple[T, ...]) -> T:
     )
 
 
-Degree = Annotated[int | None, typer.Option(min=1, help="Fix this degree; left out, it is searched.")]
+def _degree(what: str) -> Any:
+    return typer.Option(min=1, metavar="N", help=f"{what}; left out, it is searched.", show_default=False)
 
 
 def size(
@@ -129,16 +130,22 @@ def size(
         float | None,
         typer.Option(min=2020.0, help="When it was released, such as 2025.5. [default: the newest known]"),
     ] = None,
-    tp: Degree = None,
-    pp: Degree = None,
-    cp: Degree = None,
-    ep: Degree = None,
-    micro_batch: Degree = None,
-    virtual: Degree = None,
+    tp: Annotated[int | None, _degree("Tensor parallel ranks")] = None,
+    pp: Annotated[int | None, _degree("Pipeline stages")] = None,
+    cp: Annotated[int | None, _degree("Context parallel ranks")] = None,
+    ep: Annotated[int | None, _degree("Expert parallel ranks")] = None,
+    micro_batch: Annotated[int | None, _degree("Sequences in one pass")] = None,
+    virtual: Annotated[int | None, _degree("Model chunks per stage")] = None,
     sharding: Annotated[str | None, typer.Option(help="zero1 or fsdp; left out, both are tried.")] = None,
     recompute: Annotated[
         str | None, typer.Option(help="none, attention or full; left out, all are tried.")
     ] = None,
+    zero_bubble: Annotated[
+        bool, typer.Option("--zero-bubble", help="Pipelines by ZB-H1 instead of interleaving.")
+    ] = False,
+    ulysses: Annotated[
+        bool, typer.Option("--ulysses", help="Context parallelism all to all instead of by a ring.")
+    ] = False,
     segment: Annotated[
         int | None,
         typer.Option(

@@ -105,6 +105,7 @@ def _best(found: Sizing, recipe: Recipe) -> list[str]:
     return [
         f"memory of 1: {_memory_in_words(best, found.hbm_bytes)}",
         peak,
+        f"one step in a hundred takes longer than {best.p99_s:,.3f} s ({best.p99_s / best.step_s - 1.0:+.1%})",
         _goodput(found),
         *_run(found, best),
         f"for the scheduler: {gang}",

@@ -43,9 +43,6 @@ def _text(filename: str) -> str:
 def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ...]]:
     """Which constants play which part for `recipe`; a part's factor is the product of its constants."""
     arch, family, precision = recipe.architecture, recipe.family, recipe.precision
-    arch = {"trainium": "hopper"}.get(
-        arch, arch
-    )  # nothing was measured of Trainium: Hopper's, and the band says so
     chip = {"B300": "GB300", "H100": "", "B200": "", "A100-80GB": ""}.get(recipe.chip, recipe.chip)
     every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + (
         (family,) if family in {"mlperf", "plain"} else ()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec.structs import replace
 
+from rackscale.models import prediction_layer
 from rackscale.models.description import Model
 from rackscale.sizing.layout import Layout, Layouts
 from rackscale.sizing.work import feed_work, head_work, mixer_work
@@ -18,7 +20,10 @@ def flops_per_token(model: Model, tokens: int, *, trains_all: bool = True) -> fl
     """
     at = Layouts.of([Layout(gpus=1)], global_batch=1, tokens=tokens, domain=1)
     total = np.zeros(1)
-    for kind in model.layers:
+    layers = list(model.layers)
+    if model.mtp_layers:
+        layers.append(replace(prediction_layer(model), count=model.mtp_layers))
+    for kind in layers:
         for work in (
             None if kind.mixer is None else mixer_work(model, kind.mixer, at),
             None if kind.feed is None else feed_work(model, kind.feed, at),

@@ -39,11 +39,15 @@ class Layout(Struct, frozen=True, kw_only=True):
     """Tensor parallelism inside an expert."""
     virtual: int = 1
     """Model chunks per stage (interleaved schedule)."""
+    zero_bubble: bool = False
+    """Weights' gradients fill the bubble (ZB-H1, arXiv:2401.10241); without interleaving."""
+    ulysses: bool = False
+    """Context parallelism exchanges heads for tokens, all to all (arXiv:2309.14509), instead of a ring of keys."""
     micro_batch: int = 1
     """Sequences in one pass."""
     sharding: Sharding = "zero1"
     shard: int = 0
-    """Ranks that states are divided among; 0: all of data parallelism (HSDP: fewer)."""
+    """Ranks that states are divided among; 0: all of data and context parallelism (HSDP: fewer)."""
     recompute: frozenset[str] = frozenset()
     offload: float = 0.0
     """Share of layers whose activations wait in host memory."""
@@ -55,7 +59,9 @@ class Layout(Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         parts = [f"TP{self.tp}", f"PP{self.pp}" + (f"x{self.virtual}" if self.virtual > 1 else "")]
-        parts += [f"CP{self.cp}"] * (self.cp > 1)
+        if self.zero_bubble:
+            parts[-1] += " zero-bubble"
+        parts += [f"CP{self.cp}" + (" all-to-all" if self.ulysses else "")] * (self.cp > 1)
         parts += [f"EP{self.ep}" + (f" ETP{self.etp}" if self.etp > 1 else "")] * (self.ep > 1)
         parts += [f"DP{self.dp}", self.sharding, f"MB{self.micro_batch}"]
         if self.recompute:
@@ -76,11 +82,13 @@ class Layouts:
     ep: Array
     etp: Array
     virtual: Array
+    zero_bubble: Array
+    ulysses: Array
     micro_batch: Array
     sharding: Array
     """Place in SHARDINGS."""
     shard: Array
-    """Ranks that states are divided among."""
+    """Data-parallel replicas that states are divided among; those of context parallelism besides."""
     again: tuple[Array, ...]
     """For each of MODULES: 1 where it is computed again."""
     full: Array
@@ -145,10 +153,22 @@ class Layouts:
         return cls(
             **{
                 name: column(name)
-                for name in ("gpus", "tp", "pp", "cp", "ep", "etp", "virtual", "micro_batch", "offload")
+                for name in (
+                    "gpus",
+                    "tp",
+                    "pp",
+                    "cp",
+                    "ep",
+                    "etp",
+                    "virtual",
+                    "zero_bubble",
+                    "ulysses",
+                    "micro_batch",
+                    "offload",
+                )
             },
             sharding=np.array([SHARDINGS.index(layout.sharding) for layout in layouts], dtype=float),
-            shard=np.where(shard > 0, np.minimum(shard, dp), dp),
+            shard=np.where(shard > 0, np.clip(shard / column("cp"), 1.0, dp), dp),
             again=tuple(
                 np.array([m in layout.recompute for layout in layouts], dtype=float) for m in MODULES
             ),

@@ -168,7 +168,10 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
     stated = of.number("memory_gib")
     near = domain_gpus(system, gpus)
     if of.text("recompute") in {"", "selective"}:
+        as_told = layout
         layout = _least_recompute(model, layout, recipe, batch, tokens)
+        if layout != as_told:
+            of.assumed.append("recompute")
     return Measurement(
         row=row,
         source=of.text("source_id") or of.text("source"),
@@ -227,7 +230,13 @@ def shortened(model: Model, depth: int) -> Model:
 
 
 def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str | None) -> Layout:
-    tp, pp, cp = of.count("tp"), of.count("pp"), of.count("cp", 1)
+    # tables of FSDP runs often leave out degrees that are 1
+    alone = 1 if of.text("dp_type").lower().startswith("fsdp") else None
+    tp, pp, cp = (
+        of.count("tp", alone, matters=alone == 1),
+        of.count("pp", alone, matters=alone == 1),
+        of.count("cp", 1),
+    )
     degree = tp * pp * cp
     if gpus % degree:
         of.reasons.append(f"num_gpus: {gpus} is not a multiple of tp x pp x cp = {degree}")
@@ -256,7 +265,7 @@ def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str
         sharding=sharding,
         shard=shard,
         recompute=_recompute(of),
-        offload=_offload(of),
+        offload=_offload(of, 80 if model is None else model.depth),
     )
 
 
@@ -297,9 +306,9 @@ def _recompute(of: _Fields) -> frozenset[str]:
     return frozenset(found)
 
 
-def _offload(of: _Fields) -> float:
+def _offload(of: _Fields, depth: int) -> float:
     found = re.search(r"(\d+)\s*layers", of.text("offload"))
-    return 0.0 if found is None else min(int(found[1]) / 80.0, 1.0)
+    return 0.0 if found is None else min(int(found[1]) / depth, 1.0)
 
 
 def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:

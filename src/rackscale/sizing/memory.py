@@ -47,7 +47,7 @@ class Memory:
 
 
 def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
-    """What the first stage of a pipeline needs: it has the most micro-batches in flight (arXiv:2104.04473)."""
+    """What the fullest stage of a pipeline needs: the first or the last one."""
     own, routed, kept, working = _layers(model, at, recipe)
     vocabulary = model.vocab * model.hidden / at.tp
     ends = np.where(at.pp > 1, 1.0, 2.0 - model.tied_embeddings) * vocabulary
@@ -55,27 +55,30 @@ def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
     expert_ranks = np.maximum(at.dp * at.cp * at.tp / (at.ep * at.etp), 1.0)
     ranks = at.dp * at.cp
     fsdp = at.sharding == 3
-    width = np.minimum(at.shard * np.where(fsdp, 1.0, at.cp), ranks)
+    width = np.minimum(at.shard * at.cp, ranks)
 
     def divided(sharded: npt.NDArray[np.bool_]) -> Array:
         return np.where(sharded, own / width + routed / np.minimum(width, expert_ranks), own + routed)
 
     weights, gradients, states = divided(fsdp), divided(at.sharding >= 2), divided(at.sharding >= 1)
     depth = model.depth + model.mtp_layers
-    gathered = np.where(fsdp, 2.0 * (own + routed - ends) / depth * at.pp + ends, 0.0)
-    flying = np.where(
-        at.pp > 1,
-        np.minimum(at.pp, at.micro_batches) * (1.0 + (at.pp - 1.0) / (at.pp * at.virtual) * (at.virtual > 1)),
-        1.0,
+    layer = (own + routed - ends) / depth * at.pp
+    gathered = np.where(fsdp, 2.0 * layer + ends, 0.0)
+    unreduced = np.where(fsdp, layer * recipe.gradient_bytes * recipe.trained, 0.0)
+    logits = recipe.logit_copies * head_work(model, at).kept[""] / (1.0 + model.mtp_layers)
+    first, last = _flying(at)
+    kept = kept * np.where(
+        at.pp > 1, np.ceil(depth / (at.pp * at.virtual) - 1e-9) * at.pp * at.virtual / depth, 1.0
     )
-    logits = np.where(
-        at.pp > 1, 0.0, recipe.logit_copies * head_work(model, at).kept[""] / (1.0 + model.mtp_layers)
-    )
+    # the first stage has the most micro-batches in flight, the last one the logits
+    ends_first = kept * first >= kept * last + logits
+    flying = np.where(ends_first, first, last)
+    logits = np.where((at.pp > 1) & ends_first, 0.0, logits)
     activations = kept * flying * (1.0 - at.offload) + working
     parameters = weights * recipe.weight_bytes
     gradient = gradients * recipe.gradient_bytes * recipe.trained
     optimizer = states * (MASTER + MOMENTS[recipe.optimizer]) * recipe.trained
-    buffers = gathered * BF16 + CONTEXT_BYTES
+    buffers = gathered * BF16 + unreduced + CONTEXT_BYTES
     return Memory(
         parameters=parameters,
         gradients=gradient,
@@ -85,6 +88,14 @@ def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
         buffers=buffers,
         fragments=FRAGMENTS * (parameters + gradient + optimizer + activations + logits),
     )
+
+
+def _flying(at: Layouts) -> tuple[Array, Array]:
+    """Micro-batches that the first and the last stage keep activations of (1F1B, arXiv:2104.04473, interleaved)."""
+    interleaved = at.virtual > 1
+    first = at.pp * (1.0 + (at.pp - 1.0) / (at.pp * at.virtual) * interleaved)
+    last = ((at.virtual - 1.0) * at.pp + 1.0) / at.virtual
+    return np.minimum(first, at.micro_batches), np.minimum(last, at.micro_batches)
 
 
 def _layers(model: Model, at: Layouts, recipe: Recipe) -> tuple[Array, Array, Array, Array]:

@@ -20,6 +20,9 @@ from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layouts
 from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
 from rackscale.sizing.work import BF16, Product, Work, feed_work, head_work, mixer_work, tokens_of
 
+TILE = 128.0
+"""Keys that a tile of flash attention computes beyond a window's edge."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
@@ -67,6 +70,8 @@ class Parts:
     """Of layers whose products can't hide them, both ways."""
     ring_f: Array
     ring_b: Array
+    swap: Array
+    """Heads exchanged for tokens and back, both ways; nothing hides it."""
     ep_f: Array
     ep_b: Array
     hop: Array
@@ -130,7 +135,9 @@ class _Pricer:
         self.moved(work, count)
         total.kernels_f += count * work.kernels
         total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + self.at.full / 2.0)
-        total.kernels_experts += 3.0 * count * work.expert_kernels * (2.0 if self.recipe.is_low else 1.0)
+        total.kernels_experts += (
+            (3.0 + self.at.full) * count * work.expert_kernels * (2.0 if self.recipe.is_low else 1.0)
+        )
         self.tensor_messages(work, count)
         self.context_messages(work, count)
         self.expert_messages(work, count)
@@ -201,8 +208,13 @@ class _Pricer:
                 batch=at.micro_batch * at.tokens / at.document,
                 chip=recipe.chip,
             )
-            # a window or a rank's part of the context computes its share of the pairs
-            seconds = count * whole * core.pairs / (at.micro_batch * at.tokens * at.document / 2.0)
+            start = kernels.attention_seconds(
+                tokens_q=1.0, tokens_kv=1.0, heads=1.0, head_dim=1.0, causal=True, batch=0.0, chip=recipe.chip
+            )
+            # a window or a rank's part of the context computes its share of the pairs, in whole tiles
+            tiles = np.where(core.reach < at.document, tokens_of(at) * TILE, 0.0)
+            share = (core.pairs + tiles) / (at.micro_batch * at.tokens * at.document / 2.0)
+            seconds = count * ((whole - start) * np.minimum(share, 1.0) + start)
             total.core_f += seconds
             total.core_b += (
                 2.5 * seconds
@@ -252,14 +264,18 @@ class _Pricer:
             total.tp_bare += forward + back
 
     def context_messages(self, work: Work, count: Array) -> None:
-        """Keys and values pass every rank of the ring, and their gradients with them going back."""
+        """Keys and values pass every rank of a ring, their gradients too; or heads are swapped for tokens."""
         if isinstance(work.ring, float):
             return
         at = self.at
         local = np.clip(at.domain / at.tp, 1.0, at.cp)
-        passed = count * self.message("all_gather", work.ring * at.cp, at.cp, local)
+        swaps = at.ulysses * np.ones(len(at)) if not isinstance(work.swapped, float) else np.zeros(len(at))
+        passed = count * self.message("all_gather", work.ring * at.cp, at.cp, local) * (1.0 - swaps)
         self.total.ring_f += passed
-        self.total.ring_b += 2.0 * passed
+        self.total.ring_b += (2.0 + at.full) * passed
+        if swaps.any():
+            swapped = self.message("all_to_all", work.swapped * np.ones(len(at)), at.cp, local)
+            self.total.swap += 2.0 * count * swapped * swaps
 
     def expert_messages(self, work: Work, count: Array) -> None:
         """Tokens go to their experts and come back; so do gradients."""
@@ -271,13 +287,13 @@ class _Pricer:
         nbytes = work.routed * at.ep / np.maximum(at.ep - 1.0, 1.0)
         sent = count * self.message("all_to_all", nbytes, at.ep, local)
         self.total.ep_f += 2.0 * sent
-        self.total.ep_b += (2.0 + at.full) * sent
+        self.total.ep_b += 2.0 * (1.0 + self.redone("experts")) * sent
 
     def hops(self) -> None:
         """Between stages: a stage's replicas fill whole domains before the next stage begins (Megatron's order)."""
         at = self.at
         nbytes = tokens_of(at) / at.tp * self.model.hidden * BF16
-        local = np.where(at.gpus / at.pp * 2.0 <= at.domain, 2.0, 1.0)
+        local = np.where(at.gpus <= at.domain, 2.0, 1.0)
         hop = self.message("point_to_point", nbytes, np.full(len(at), 2.0), local)
         self.total.hop += np.where(at.pp > 1, hop, 0.0)
 
@@ -304,7 +320,7 @@ class _Pricer:
         local = np.clip(at.domain / at.tp, 1.0, ranks)
         fsdp = at.sharding == SHARDINGS.index("fsdp")
         replicated = at.sharding == SHARDINGS.index("none")
-        shard = np.minimum(at.shard * np.where(fsdp, 1.0, at.cp), ranks)
+        shard = np.minimum(at.shard * at.cp, ranks)
         across = np.maximum(ranks / shard, 1.0)
 
         def within(kind: Kind, size: float) -> Array:
@@ -334,13 +350,16 @@ class _Pricer:
         return np.maximum(at.dp * at.cp * at.tp / (at.ep * at.etp), 1.0)
 
     def over(self, kind: Kind, size: float, width: Array, near: Array) -> Array:
-        """Parameters of `size` bytes each over `width` ranks, `near` of them in a domain; experts over theirs."""
+        """Parameters of `size` bytes each over `width` ranks, `near` of them in a domain; experts over theirs.
+
+        Frameworks send them layer by layer, so that they can hide behind the layers' work.
+        """
         at, most = self.at, self.expert_ranks()
+        pieces = np.maximum((self.model.depth + self.model.mtp_layers) / at.pp, 1.0)
+        own, routed = self.own * size / pieces, self.routed * size / pieces
         wide = np.minimum(width, most)
         local = np.minimum(np.clip(at.domain / (at.ep * at.etp), 1.0, most), wide)
-        return self.message(kind, self.own * size, width, near) + self.message(
-            kind, self.routed * size, wide, local
-        )
+        return pieces * (self.message(kind, own, width, near) + self.message(kind, routed, wide, local))
 
     def stages(self) -> None:
         """Whole layers go to chunks; where places are left over, the embedding and the head take them."""

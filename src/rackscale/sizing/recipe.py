@@ -26,7 +26,7 @@ NEWEST = 2026.6
 FUSED_EXPERTS = 2026.4
 """Since when (Megatron Bridge 26.06) gated experts quantise and activate inside their products' kernels."""
 
-_CURVES = {"bf16": "bf16", "fp8": "fp8", "fp8-block": "fp8_block", "mxfp8": "fp8_block", "nvfp4": "nvfp4"}
+_CURVES = {"bf16": "bf16", "fp8": "fp8", "fp8-block": "fp8_block", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}
 _BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "mxfp8": 1.03125, "nvfp4": 0.5625}
 """Of a quantised element with its share of the block's scale (OCP MX: 1 per 32; NVFP4: 1 per 16)."""
 _UPDATE = {"adamw": 30.0, "muon": 46.0, "sgd": 18.0}
@@ -42,8 +42,6 @@ _ARCHITECTURES = {
     "GB200": "blackwell",
     "B300": "blackwell",
     "GB300": "blackwell",
-    "Trainium2": "trainium",
-    "Trainium3": "trainium",
 }
 
 

@@ -20,8 +20,6 @@ from rackscale.sizing.step import Factors, Step, step
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 VIRTUAL = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
-CHUNK = 65_536
-"""Layouts priced in one go: arrays of this length still fit a core's cache level by level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +34,10 @@ class Limits:
     virtual: int | None = None
     sharding: str | None = None
     recompute: frozenset[str] | None = None
+    zero_bubble: bool = False
+    """Pipelines by ZB-H1 instead of interleaving; no measurement of one was at hand."""
+    ulysses: bool = False
+    """Context parallelism all to all instead of by a ring; no measurement of one was at hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,10 @@ def candidates(
     good = (replicas == np.floor(replicas)) & (passes == np.floor(passes)) & (passes >= 1)
     good &= (tp * cp * replicas) % ep == 0
     good &= pp * virtual <= depth
+    if limits.zero_bubble:
+        good &= virtual == 1
+    if limits.ulysses:
+        good &= (_heads(model) % (tp * cp) == 0) | (cp == 1)
     good &= (virtual == 1) | ((pp > 1) & (passes % pp == 0) & (depth % (pp * virtual) == 0))
     good &= ~(fsdp & (pp > 1)) & (fsdp | (passes >= pp))
     chosen = [column[good] for column in columns]
@@ -93,6 +99,8 @@ def candidates(
         ep=ep,
         etp=one,
         virtual=virtual,
+        zero_bubble=limits.zero_bubble * (pp > 1) * one,
+        ulysses=limits.ulysses * (cp > 1) * one,
         micro_batch=micro,
         sharding=sharding,
         shard=gpus / (tp * pp * cp),
@@ -109,11 +117,17 @@ def candidates(
 RECOMPUTE: tuple[frozenset[str], ...] = (frozenset(), frozenset({"attention"}), frozenset({"layer"}))
 
 
-def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> Sequence[Array]:
-    heads = 0
+def _heads(model: Model) -> int:
+    """What attention's heads have in common, as far as they are divided; 0: no attention."""
+    found = 0
     for kind in model.layers:
         if isinstance(kind.mixer, Attention | LatentAttention):
-            heads = gcd(heads, kind.mixer.heads)
+            found = gcd(found, kind.mixer.heads)
+    return found
+
+
+def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> Sequence[Array]:
+    heads = _heads(model)
     experts = 0
     for kind in model.layers:
         if isinstance(kind.feed, Experts):
@@ -122,7 +136,7 @@ def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> 
     def only(limit: int | None, every: Sequence[int]) -> list[int]:
         return list(every) if limit is None else [limit]
 
-    tps = only(limits.tp, [n for n in divisors(heads or 8) if n <= min(domain, 64) and gpus % n == 0])
+    tps = only(limits.tp, [n for n in divisors(heads or 8) if n <= 64 and domain % n == 0 and gpus % n == 0])
     pps = only(limits.pp, [n for n in divisors(gpus) if n <= model.depth + model.mtp_layers])
     cps = only(
         limits.cp, [n for n in (1, 2, 4, 8, 16, 32) if n == 1 or (gpus % n == 0 and tokens // n >= 2048)]
@@ -173,6 +187,8 @@ def layout_of(at: Layouts, place: int) -> Layout:
         ep=int(at.ep[place]),
         etp=int(at.etp[place]),
         virtual=int(at.virtual[place]),
+        zero_bubble=bool(at.zero_bubble[place]),
+        ulysses=bool(at.ulysses[place]),
         micro_batch=int(at.micro_batch[place]),
         sharding=SHARDINGS[int(at.sharding[place])],
         shard=0,

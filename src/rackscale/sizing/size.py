@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from math import log2
 
 import numpy as np
 from msgspec import Struct
@@ -30,6 +31,11 @@ FAILURES_PER_GPU_HOUR = 2e-5
 """Published rates are 1e-5 to 4e-5; no field data for NVL72 racks was found."""
 
 
+P99_PER_DOUBLING = 0.0072
+"""How much longer the 99th percentile of a step is than its median, per doubling of GPUs beyond 8: 1.067 was measured
+on 5,120 GB200; that it grows so in between is assumed."""
+
+
 class Candidate(Struct, frozen=True, kw_only=True):
     """One layout, priced."""
 
@@ -38,6 +44,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     low_s: float
     """Nine steps in ten that were measured took longer than this against their prediction, one in ten less."""
     high_s: float
+    p99_s: float
+    """One step in a hundred takes longer: stragglers, retries, collectors."""
     tokens_per_s_per_gpu: float
     mfu: float
     """Model FLOPs over the dense BF16 peak's, or the precision's peak's: see `Sizing.peak_flop_per_s`."""
@@ -167,6 +175,7 @@ def _candidate(
         step_s=seconds,
         low_s=seconds * band[0],
         high_s=seconds * band[1],
+        p99_s=seconds * (1.0 + P99_PER_DOUBLING * log2(max(layout.gpus / 8.0, 1.0))),
         tokens_per_s_per_gpu=speed,
         mfu=speed * mfu,
         seconds={f.name: float(getattr(priced.step, f.name)[place]) for f in fields(Step)},

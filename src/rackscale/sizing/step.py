@@ -15,6 +15,9 @@ import numpy as np
 from rackscale.sizing.layout import Array, Layouts
 from rackscale.sizing.parts import Parts
 
+ZERO_BUBBLE = 1.0 / 3.0
+"""What is left of a bubble that weights' gradients fill, where they take a third of a pass (ZB-H1)."""
+
 Factors: TypeAlias = Mapping[str, Array | float]
 """By role: see constants.roles."""
 
@@ -83,23 +86,23 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         + parts.again_core * by["core"]
         + parts.again_moved * by["moved"]
     ) * aged
-    tensor = (parts.tp_f + parts.tp_b) * by["tp"] + parts.tp_bare
-    context = (parts.ring_f + parts.ring_b) * by["ring"]
-    expert = (parts.ep_f + parts.ep_b) * by["ep"] * aged
     compute = products + attention + memory + recompute
+    tensor = _exposed(parts.tp_f + parts.tp_b, by["tp"], compute) + parts.tp_bare
+    context = _exposed(parts.ring_f + parts.ring_b, by["ring"], compute) + parts.swap
+    expert = _exposed(parts.ep_f + parts.ep_b, by["ep"] * aged, compute)
     busy = compute + tensor + context + expert
     launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
     host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
     sharded = 2.0 * parts.gather + parts.scatter
-    hidden = np.minimum(sharded, compute * by["fsdp"])
+    hidden = np.minimum(sharded, (compute + host) * by["fsdp"])  # while the host is slow they run on, too
     fsdp = sharded - hidden + hidden * by["drag"]
     each = busy + host + fsdp
     head = (parts.head_f + parts.head_b) * by["high"] * aged
     steady = each * parts.layers + head * parts.head_share
     idle = (parts.layers - 1.0) * each * count
-    bubble = (
-        np.where(at.pp > 1, (at.pp - 1.0) / at.virtual * each + head * (1.0 - parts.head_share), 0.0) + idle
-    )
+    filled = 1.0 - at.zero_bubble * (1.0 - ZERO_BUBBLE)
+    drained = (at.pp - 1.0) / at.virtual * filled * each + head * (1.0 - parts.head_share)
+    bubble = np.where(at.pp > 1, drained, 0.0) + idle
     pipeline = parts.hop * (by["hop"] * 2.0 * at.virtual * count + 2.0 * (at.pp - 1.0))
     messages = parts.step_reduce + parts.step_gather
     data = messages - np.minimum(0.95 * messages, steady / at.virtual * by["window"])
@@ -121,3 +124,8 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         optimizer=update,
         other=straggle + by["fixed"],
     )
+
+
+def _exposed(message: Array, share: Array | float, beside: Array) -> Array:
+    """Of messages, what is not hidden: a calibrated share, and all that there is no compute for to hide behind."""
+    return np.maximum(message * share, message - beside)

@@ -106,6 +106,8 @@ class Work:
     """Bytes of hidden states that a rank sends to experts, forward, before it is said how far."""
     ring: Array | float = 0.0
     """Bytes of keys and values of one rank that context parallelism passes on."""
+    swapped: Array | float = 0.0
+    """Bytes of queries, keys, values and outputs of one rank: what all-to-all context parallelism exchanges instead."""
     plain: Array | float = 0.0
     """Parameters that are not in products: norms, biases, convolutions, on this GPU."""
 
@@ -160,6 +162,7 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
         sums=1,
         hides=True,
         ring=2.0 * tokens * kv * BF16,
+        swapped=tokens * (inner / at.tp + qkv) * BF16,
         plain=h * (2.0 if model.norm == "layer" else 1.0) + (both / at.tp + h if model.biases else 0.0),
     )
 
@@ -201,6 +204,7 @@ def latent(model: Model, mixer: LatentAttention, at: Layouts) -> Work:
         sums=1,
         hides=True,
         ring=tokens * (queries + values) * BF16,
+        swapped=tokens * (2.0 * queries + 2.0 * values) * BF16,
         plain=2.0 * h + ranks,
     )
 
@@ -326,7 +330,7 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
         kernels=22 if feed.shared_width else 16,
         expert_kernels=6.0 * local,
         unfused=CLAMPED_KERNELS * 1.5 * rows * up * BF16 if feed.clamped else 0.0,
-        sums=1,
+        sums=1 if feed.shared_width else 0,  # the router works on its share of the tokens
         routed=own * inner * BF16 * _copies(feed, at),
         plain=h + feed.count,
     )
