@@ -132,7 +132,9 @@ def replace_gpus(layout: Layout, times: int) -> Layout:
     from msgspec.structs import replace as changed
 
     # ranks that divide experts and states stay what they were: only the number of replicas grows
-    return changed(layout, gpus=layout.gpus * times, shard=layout.dp * layout.cp if layout.sharding != "none" else 0)
+    return changed(
+        layout, gpus=layout.gpus * times, shard=layout.dp * layout.cp if layout.sharding != "none" else 0
+    )
 
 
 @given(model=models_, layout=layouts(), system=systems)
