@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace as changed
 
 from rackscale import models
 from rackscale.models.description import Model
@@ -16,7 +17,7 @@ from rackscale.sizing.layout import SHARDINGS, Layout, Layouts
 from rackscale.sizing.memory import Memory, memory
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import factors
+from rackscale.sizing.search import candidates, factors, price
 from rackscale.sizing.step import Step, step
 
 MODELS = (
@@ -115,6 +116,32 @@ def test_a_faster_fabric_never_slows(model: Model, layout: Layout, system: str, 
     assert seconds(model, at, fast) <= seconds(model, at, slow) * (1 + 1e-9)
 
 
+@given(model=models_, layout=layouts(), system=systems, more=st.floats(1.01, 4.0))
+def test_a_faster_nvlink_never_slows(model: Model, layout: Layout, system: str, more: float) -> None:
+    slow, fast = Recipe(system=system), Recipe(system=system)
+    up = slow.network.up
+    # facts come from the catalog: another network is put where the recipe keeps the one that it looked up
+    vars(fast)["network"] = changed(slow.network, up=changed(up, bytes_per_s=up.bytes_per_s * more))
+    at = arrays(layout)
+    assert seconds(model, at, fast) <= seconds(model, at, slow) * (1 + 1e-9)
+
+
+@given(model=models_, system=systems, more=st.floats(1.01, 4.0))
+def test_more_memory_never_makes_the_best_slower(model: Model, system: str, more: float) -> None:
+    at = candidates(
+        model, gpus=64, global_batch=128, tokens=4096, domain=min(64, Recipe(system=system).hardware.gpus)
+    )
+    small, large = Recipe(system=system), Recipe(system=system)
+    chip = small.hardware.accelerator
+    assert chip.hbm_bytes is not None
+    bigger = changed(chip, hbm_bytes=int(chip.hbm_bytes * more))
+    vars(large)["hardware"] = changed(small.hardware, accelerator=bigger)
+    one, two = price(model, at, small), price(model, at, large)
+    assert (two.fits >= one.fits).all()
+    if one.fits.any():
+        assert two.step.seconds[two.order[0]] <= one.step.seconds[one.order[0]]
+
+
 @given(model=models_, layout=layouts(), system=systems)
 def test_strong_scaling_never_gains_tokens_per_gpu(model: Model, layout: Layout, system: str) -> None:
     """Twice the replicas on one global batch: each has half the micro-batches, and messages go further."""
@@ -129,8 +156,6 @@ def test_strong_scaling_never_gains_tokens_per_gpu(model: Model, layout: Layout,
 
 
 def replace_gpus(layout: Layout, times: int) -> Layout:
-    from msgspec.structs import replace as changed
-
     # ranks that divide experts and states stay what they were: only the number of replicas grows
     return changed(
         layout, gpus=layout.gpus * times, shard=layout.dp * layout.cp if layout.sharding != "none" else 0

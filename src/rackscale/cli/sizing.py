@@ -136,7 +136,9 @@ def size(
     ep: Annotated[int | None, _degree("Expert parallel ranks")] = None,
     micro_batch: Annotated[int | None, _degree("Sequences in one pass")] = None,
     virtual: Annotated[int | None, _degree("Model chunks per stage")] = None,
-    sharding: Annotated[str | None, typer.Option(help="zero1 or fsdp; left out, both are tried.")] = None,
+    sharding: Annotated[
+        str | None, typer.Option(help="zero1, fsdp or hsdp; left out, all are tried.")
+    ] = None,
     recompute: Annotated[
         str | None, typer.Option(help="none, attention or full; left out, all are tried.")
     ] = None,
@@ -355,7 +357,7 @@ def _limits(asked: dict[str, Any]) -> Limits:
     sharding, again = asked["sharding"], asked["recompute"]
     return Limits(
         **plain,
-        sharding=None if sharding is None else _choice("--sharding", sharding, ("zero1", "fsdp")),
+        sharding=None if sharding is None else _choice("--sharding", sharding, ("zero1", "fsdp", "hsdp")),
         recompute=None if again is None else RECOMPUTE[_choice("--recompute", again, tuple(RECOMPUTE))],
     )
 

@@ -63,7 +63,8 @@ class Layout(Struct, frozen=True, kw_only=True):
             parts[-1] += " zero-bubble"
         parts += [f"CP{self.cp}" + (" all-to-all" if self.ulysses else "")] * (self.cp > 1)
         parts += [f"EP{self.ep}" + (f" ETP{self.etp}" if self.etp > 1 else "")] * (self.ep > 1)
-        parts += [f"DP{self.dp}", self.sharding, f"MB{self.micro_batch}"]
+        sharding = f"hsdp({self.shard})" if self.sharding == "fsdp" and self.shard else self.sharding
+        parts += [f"DP{self.dp}", sharding, f"MB{self.micro_batch}"]
         if self.recompute:
             parts.append("recompute " + "+".join(sorted(self.recompute)))
         if self.offload:

@@ -18,7 +18,10 @@ from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import NEWEST, Recipe
 from rackscale.sizing.step import Factors, Step, step
 
-MICRO_BATCHES = (1, 2, 4, 8, 16)
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+ZERO1, FSDP = (float(SHARDINGS.index(way)) for way in ("zero1", "fsdp"))
+WAYS = ("zero1", "fsdp", "hsdp")
+"""Of dividing states: HSDP is FSDP inside each NVLink domain, replicated over domains."""
 VIRTUAL = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
 
 
@@ -78,7 +81,8 @@ def candidates(
     replicas = gpus / (tp * pp * cp)
     passes = global_batch / (micro * replicas)
     depth = model.depth + model.mtp_layers
-    fsdp = sharding == SHARDINGS.index("fsdp")
+    fsdp, hsdp = sharding >= WAYS.index("fsdp"), sharding == WAYS.index("hsdp")
+    near = domain / (tp * cp)
     good = (replicas == np.floor(replicas)) & (passes == np.floor(passes)) & (passes >= 1)
     good &= (tp * cp * replicas) % ep == 0
     good &= pp * virtual <= depth
@@ -87,10 +91,14 @@ def candidates(
     if limits.ulysses:
         good &= (_heads(model) % (tp * cp) == 0) | (cp == 1)
     good &= (virtual == 1) | ((pp > 1) & (passes % pp == 0) & (depth % (pp * virtual) == 0))
+    good &= ~hsdp | (
+        (near == np.floor(near)) & (near > 1) & (near < replicas) & (replicas % np.maximum(near, 1.0) == 0)
+    )
     good &= ~(fsdp & (pp > 1)) & (fsdp | (passes >= pp))
     chosen = [column[good] for column in columns]
     tp, pp, cp, ep, micro, virtual, sharding, again = chosen
     one = np.ones_like(tp)
+    divided = gpus / (tp * pp * cp)
     return Layouts(
         gpus=gpus * one,
         tp=tp,
@@ -102,8 +110,8 @@ def candidates(
         zero_bubble=limits.zero_bubble * (pp > 1) * one,
         ulysses=limits.ulysses * (cp > 1) * one,
         micro_batch=micro,
-        sharding=sharding,
-        shard=gpus / (tp * pp * cp),
+        sharding=np.where(sharding >= WAYS.index("fsdp"), FSDP, ZERO1),
+        shard=np.where(sharding == WAYS.index("hsdp"), domain / (tp * cp), divided),
         again=tuple((again == 1) * (module == "attention") * 1.0 + 0.0 * one for module in MODULES),
         full=(again == 2) * 1.0,
         offload=0.0 * one,
@@ -142,7 +150,7 @@ def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> 
         limits.cp, [n for n in (1, 2, 4, 8, 16, 32) if n == 1 or (gpus % n == 0 and tokens // n >= 2048)]
     )
     eps = only(limits.ep, divisors(experts) if experts else [1])
-    shardings = [SHARDINGS.index(s) for s in ("zero1", "fsdp") if limits.sharding in {None, s}]
+    shardings = [i for i, way in enumerate(WAYS) if limits.sharding in {None, way}]
     again = [i for i, r in enumerate(RECOMPUTE) if limits.recompute in {None, r}]
     grids = np.meshgrid(
         tps,
@@ -191,7 +199,7 @@ def layout_of(at: Layouts, place: int) -> Layout:
         ulysses=bool(at.ulysses[place]),
         micro_batch=int(at.micro_batch[place]),
         sharding=SHARDINGS[int(at.sharding[place])],
-        shard=0,
+        shard=int(at.shard[place] * at.cp[place]) if at.shard[place] < at.dp[place] else 0,
         recompute=frozenset({"layer"}) if at.full[place] else again,
         offload=float(at.offload[place]),
     )
