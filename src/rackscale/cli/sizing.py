@@ -37,26 +37,26 @@ def register(app: typer.Typer) -> None:
     app.command("size", rich_help_panel=PANEL)(size)
 
 
-def number(text: str) -> float:
-    """15T, 1.5B, 4k or 8192. Raises typer.BadParameter."""
+def number(option: str, text: str) -> float:
+    """15T, 1.5B, 4k or 8192. Raises typer.BadParameter, which names the option."""
     found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmbgt]?)\s*", text.lower())
     if found is None or float(found[1]) <= 0:
-        raise typer.BadParameter(f"{text!r} is not a number above 0 such as 8192, 4k, 1.5B or 15T")
+        raise typer.BadParameter(f"{option} {text!r} is not a number above 0 such as 8192, 4k, 1.5B or 15T")
     return float(found[1]) * SCALES[found[2]]
 
 
-def whole(text: str) -> int:
+def whole(option: str, text: str) -> int:
     """The same, without a fraction; `4k` of a sequence is 4,096. Raises typer.BadParameter."""
-    value = number(text)
+    value = number(option, text)
     if value != int(value):
-        raise typer.BadParameter(f"{text!r} is not a whole number")
+        raise typer.BadParameter(f"{option} {text!r} is not a whole number")
     return int(value)
 
 
-def sequence(text: str) -> int:
+def sequence(option: str, text: str) -> int:
     """Tokens of a sequence: 4k is 4,096, as everybody means it. Raises typer.BadParameter."""
     found = re.fullmatch(r"\s*([0-9]+)\s*k\s*", text.lower())
-    return whole(text) if found is None else int(found[1]) * 1024
+    return whole(option, text) if found is None else int(found[1]) * 1024
 
 
 def _systems(incomplete: str) -> list[str]:
@@ -265,17 +265,21 @@ def _question(asked: dict[str, Any]) -> Question:
     limits = _limits(asked)
     gpus, segment = asked["gpus"], asked["segment"]
     _check(model, recipe, limits, gpus, segment)
-    tokens = sequence(asked["seq"]) if asked["seq"] else min(TOKENS, model.max_tokens or TOKENS)
+    tokens = sequence("--seq", asked["seq"]) if asked["seq"] else min(TOKENS, model.max_tokens or TOKENS)
     why = "the model's longest" if tokens < TOKENS else "as Llama 3 is trained at first"
     choices.add("sequence", tokens, "tokens", given=asked["seq"], why=why)
-    batch = whole(asked["global_batch"]) if asked["global_batch"] else usual_batch(gpus, tokens, recipe.task)
+    batch = (
+        whole("--global-batch", asked["global_batch"])
+        if asked["global_batch"]
+        else usual_batch(gpus, tokens, recipe.task)
+    )
     why = (
         f"about {STEP_TOKENS[recipe.task] / 1e6:,.1f} M tokens, and a power of two times or parts of the GPUs"
     )
     choices.add("global batch", batch, "sequences", given=asked["global_batch"], why=why)
     more = {
         "domain": segment,
-        "run_tokens": None if asked["tokens"] is None else number(asked["tokens"]),
+        "run_tokens": None if asked["tokens"] is None else number("--tokens", asked["tokens"]),
         "usd_per_gpu_hour": asked["price"],
         "failures_per_gpu_hour": asked["failures"],
         "checkpoint_s": asked["checkpoint_stall"],
@@ -381,6 +385,12 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
         for name in ("tp", "pp", "cp", "ep")
         if (degree := cast("int | None", getattr(limits, name))) is not None and gpus % degree
     ]
+    node = hardware.gpus_per_node
+    if gpus > node and gpus % node:
+        problems.append(
+            f"--gpus {gpus}: an instance of {hardware.name} has {node} GPUs, and jobs hold whole ones:"
+            f" {gpus // node * node:,} or {(gpus // node + 1) * node:,}"
+        )
     if segment is not None and (segment > hardware.gpus or gpus % segment):
         problems.append(
             f"--segment {segment}: a domain of {hardware.name} has {hardware.gpus} GPUs, and {gpus:,} must be a"

@@ -109,7 +109,18 @@ def _best(found: Sizing, recipe: Recipe) -> list[str]:
         _goodput(found),
         *_run(found, best),
         f"for the scheduler: {gang}",
+        *_whole_domains(found, recipe),
     ]
+
+
+def _whole_domains(found: Sizing, recipe: Recipe) -> list[str]:
+    """Where the same GPUs would fill fewer domains without leaving spares."""
+    whole = recipe.hardware.gpus
+    if found.domain_gpus == whole or found.gpus <= whole or found.gpus % whole:
+        return []
+    used = found.gpus // found.domain_gpus
+    spare = f"{used:,} domains keep {whole - found.domain_gpus} GPUs each free as spares"
+    return [f"{spare}; --segment {whole} fills {found.gpus // whole:,} domains"]
 
 
 def _memory_in_words(one: Candidate, room: float | None) -> str:

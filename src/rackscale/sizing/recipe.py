@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from msgspec.structs import replace
 
 from rackscale import catalog, collectives
-from rackscale.errors import UnknownNameError
+from rackscale.errors import RackscaleError
 
 Precision: TypeAlias = Literal["bf16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
 Task: TypeAlias = Literal["pretrain", "sft", "lora"]
@@ -80,9 +80,12 @@ class Recipe:
 
     @property
     def architecture(self) -> str:
-        """The accelerator's generation. Raises UnknownNameError where nothing was ever measured of it."""
+        """The accelerator's generation. Raises RackscaleError where nothing was ever measured of it."""
         if self.chip not in _ARCHITECTURES:
-            raise UnknownNameError("accelerator that training is modelled on", self.chip, _ARCHITECTURES)
+            raise RackscaleError(
+                f"{self.system}: nothing was measured of training on {self.chip}",
+                hint=f"training is modelled on {', '.join(_ARCHITECTURES)}",
+            )
         return _ARCHITECTURES[self.chip]
 
     @cached_property
