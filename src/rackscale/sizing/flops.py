@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from msgspec.structs import replace
 
-from rackscale.models import prediction_layer
 from rackscale.models.description import Model
 from rackscale.sizing.layout import Layout, Layouts
-from rackscale.sizing.work import feed_work, head_work, mixer_work
+from rackscale.sizing.work import head_work, layers_of, works_of
 
 
 def flops_per_token(model: Model, tokens: int, *, trains_all: bool = True) -> float:
@@ -19,23 +17,11 @@ def flops_per_token(model: Model, tokens: int, *, trains_all: bool = True) -> fl
     (arXiv:2204.02311, appendix B, which counts all pairs; vendors differ by up to 5 % on one model).
     """
     at = Layouts.of([Layout(gpus=1)], global_batch=1, tokens=tokens, domain=1)
-    total = np.zeros(1)
-    layers = list(model.layers)
-    if model.mtp_layers:
-        layers.append(replace(prediction_layer(model), count=model.mtp_layers))
-    for kind in layers:
-        for work in (
-            None if kind.mixer is None else mixer_work(model, kind.mixer, at),
-            None if kind.feed is None else feed_work(model, kind.feed, at),
-        ):
-            if work is not None:
-                total += (
-                    kind.count
-                    * sum((p.flops for p in work.products), np.zeros(1))
-                    * (3.0 if trains_all else 2.0)
-                )
-                total += (
-                    kind.count * 3.0 * (sum((c.flops for c in work.cores), np.zeros(1)) + work.scan_flops)
-                )
-    total += sum((p.flops for p in head_work(model, at).products), np.zeros(1)) * (3.0 if trains_all else 2.0)
+    total, passes = np.zeros(1), 3.0 if trains_all else 2.0
+    for kind in layers_of(model):
+        for work in works_of(kind, model, at):
+            products = sum((p.flops for p in work.products), np.zeros(1)) * passes
+            others = 3.0 * (sum((c.flops for c in work.cores), np.zeros(1)) + work.scan_flops)
+            total += kind.count * (products + others)
+    total += sum((p.flops for p in head_work(model, at).products), np.zeros(1)) * passes
     return float(total[0]) / tokens

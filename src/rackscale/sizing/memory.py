@@ -6,13 +6,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-from msgspec.structs import replace
 
-from rackscale.models import prediction_layer
 from rackscale.models.description import Model
 from rackscale.sizing.layout import MODULES, Array, Layouts
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.work import BF16, Work, feed_work, head_work, mixer_work, tokens_of
+from rackscale.sizing.work import BF16, Work, head_work, layers_of, tokens_of, works_of
 
 MASTER = 4.0
 """FP32 weights that the optimizer keeps, bytes per parameter."""
@@ -103,18 +101,10 @@ def _layers(model: Model, at: Layouts, recipe: Recipe) -> tuple[Array, Array, Ar
     zero = np.zeros(len(at))
     own, routed, kept, widest = zero.copy(), zero.copy(), zero.copy(), zero.copy()
     entry = tokens_of(at) / at.tp * model.hidden * BF16
-    layers = list(model.layers)
-    if model.mtp_layers:
-        layers.append(replace(prediction_layer(model), count=model.mtp_layers))
-    for kind in layers:
+    for kind in layers_of(model):
         count = kind.count / at.pp
         layer = zero.copy()
-        for work in (
-            None if kind.mixer is None else mixer_work(model, kind.mixer, at),
-            None if kind.feed is None else feed_work(model, kind.feed, at),
-        ):
-            if work is None:
-                continue
+        for work in works_of(kind, model, at):
             own += work.plain * count
             for p in work.products:
                 target = own if p.groups is None else routed

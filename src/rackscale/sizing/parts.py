@@ -10,15 +10,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-from msgspec.structs import replace
 
 from rackscale import collectives, kernels
 from rackscale.collectives import Kind
-from rackscale.models import prediction_layer
 from rackscale.models.description import Model
 from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layouts
 from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
-from rackscale.sizing.work import BF16, Product, Work, feed_work, head_work, mixer_work, tokens_of
+from rackscale.sizing.work import BF16, Product, Work, head_work, layers_of, tokens_of, works_of
 
 TILE = 128.0
 """Keys that a tile of flash attention computes beyond a window's edge."""
@@ -100,14 +98,9 @@ def parts(model: Model, at: Layouts, recipe: Recipe) -> Parts:
     """The parts of a step of `model`, with `recipe`, on the recipe's system."""
     zero = np.zeros(len(at))
     pricer = _Pricer(model, at, recipe, Parts(**{f.name: zero.copy() for f in fields(Parts)}))
-    layers = list(model.layers)
-    if model.mtp_layers:
-        layers.append(replace(prediction_layer(model), count=model.mtp_layers))
-    for kind in layers:
-        if kind.mixer is not None:
-            pricer.layer(mixer_work(model, kind.mixer, at), kind.count / at.pp)
-        if kind.feed is not None:
-            pricer.layer(feed_work(model, kind.feed, at), kind.count / at.pp)
+    for kind in layers_of(model):
+        for work in works_of(kind, model, at):
+            pricer.layer(work, kind.count / at.pp)
     pricer.head()
     pricer.hops()
     pricer.step()

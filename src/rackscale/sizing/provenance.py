@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from rackscale import kernels
 from rackscale.catalog import Provenance
 from rackscale.models.description import Model
 from rackscale.sizing.recipe import NEWEST, Recipe
@@ -38,6 +39,7 @@ def inputs(
         Input(name="model", value=model.name, unit="", provenance="vendor", source=model.source or "given")
     ]
     chip, system = recipe.hardware.accelerator, recipe.hardware
+    curve = kernels.kernels().gemm(recipe.chip, recipe.products).fit
     for holder, name, unit in (
         (chip, "bf16_flop_per_s", "FLOP/s"),
         (chip, "fp8_flop_per_s", "FLOP/s"),
@@ -63,8 +65,8 @@ def inputs(
             name="kernel curves",
             value=f"{recipe.chip} {recipe.products}",
             unit="",
-            provenance="measured",
-            source="kernels/gemm.toml",
+            provenance=curve.origin.provenance,
+            source=curve.origin.source,
         ),
         Input(
             name="constants",

@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 
+from rackscale.models import prediction_layer
 from rackscale.models.description import (
     Attention,
     Dense,
     Experts,
     Feed,
     LatentAttention,
+    Layers,
     LinearAttention,
     Mamba,
     Mixer,
@@ -43,8 +46,6 @@ class Product:
     """Whether a low-precision recipe quantises it."""
     module: str = ""
     """Which of layout.MODULES computes it again; empty: only a whole layer does."""
-    shared: bool = False
-    """The same weights on every tensor-parallel rank."""
 
     @property
     def weights(self) -> Array:
@@ -66,8 +67,6 @@ class Core:
     heads: Array
     key_dim: float
     value_dim: float
-    queries: Array
-    """Tokens that ask, per sequence."""
     reach: Array
     """Tokens that a query sees at most."""
 
@@ -112,6 +111,19 @@ class Work:
     """Parameters that are not in products: norms, biases, convolutions, on this GPU."""
 
 
+def layers_of(model: Model) -> tuple[Layers, ...]:
+    """The model's layers, and those of multi-token prediction."""
+    if not model.mtp_layers:
+        return model.layers
+    return (*model.layers, replace(prediction_layer(model), count=model.mtp_layers))
+
+
+def works_of(kind: Layers, model: Model, at: Layouts) -> list[Work]:
+    """Of one layer of a kind: its mixer's and its feed-forward part's, as far as it has them."""
+    found = [] if kind.mixer is None else [mixer_work(model, kind.mixer, at)]
+    return found if kind.feed is None else [*found, feed_work(model, kind.feed, at)]
+
+
 def tokens_of(at: Layouts) -> Array:
     """Tokens of a micro-batch on one GPU, shared by the tensor-parallel ranks."""
     return at.micro_batch * at.tokens / at.cp
@@ -131,7 +143,6 @@ def _core(at: Layouts, heads: float, key_dim: float, value_dim: float, window: i
         heads=heads / at.tp,
         key_dim=key_dim,
         value_dim=value_dim,
-        queries=at.tokens / at.cp,
         reach=reach,
     )
 
@@ -176,14 +187,14 @@ def latent(model: Model, mixer: LatentAttention, at: Layouts) -> Work:
     expanded = mixer.heads * (mixer.nope_dim + mixer.value_dim) / at.tp
     own = tokens / at.tp  # the low-rank projections are not divided: each rank does its share of the tokens
     products = [
-        Product(m=own, n=(mixer.kv_rank + mixer.rope_dim) * one, k=h * one, shared=True),
+        Product(m=own, n=(mixer.kv_rank + mixer.rope_dim) * one, k=h * one),
         Product(m=tokens, n=expanded, k=mixer.kv_rank * one, module="latent"),
         Product(m=tokens, n=h * one, k=values),
     ]
     if mixer.q_rank is None:
         products.append(Product(m=tokens, n=queries, k=h * one))
     else:
-        products.append(Product(m=own, n=mixer.q_rank * one, k=h * one, shared=True))
+        products.append(Product(m=own, n=mixer.q_rank * one, k=h * one))
         products.append(Product(m=tokens, n=queries, k=mixer.q_rank * one, module="latent"))
     ranks = mixer.kv_rank + mixer.rope_dim + (mixer.q_rank or 0)
     return Work(
@@ -297,14 +308,14 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
     width = feed.width / at.etp
     up = width * (2.0 if feed.gated else 1.0)
     products = [
-        Product(m=own, n=feed.count * one, k=h * one, low=False, shared=True),
+        Product(m=own, n=feed.count * one, k=h * one, low=False),
         Product(m=rows / local, n=up, k=inner * one, groups=local, module="experts"),
         Product(m=rows / local, n=inner * one, k=width, groups=local, module="experts"),
     ]
     if feed.latent_dim is not None:
         products += [
-            Product(m=own, n=inner * one, k=h * one, shared=True),
-            Product(m=own, n=h * one, k=inner * one, shared=True),
+            Product(m=own, n=inner * one, k=h * one),
+            Product(m=own, n=h * one, k=inner * one),
         ]
     shared = feed.shared_width / at.tp
     if feed.shared_width:
