@@ -24,7 +24,7 @@ from rackscale.sizing import bands, calibration
 from rackscale.sizing.calibration import Errors, Problem
 from rackscale.sizing.layout import Array
 from rackscale.sizing.measurements import Measurement, groups, read
-from rackscale.sizing.memory import memory
+from rackscale.sizing.memory import OUT, memory, verdicts
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.search import candidates, price
 
@@ -126,13 +126,16 @@ def ranking(rows: list[Measurement], problem: Problem) -> None:
 
 
 def remembered(rows: list[Measurement]) -> None:
-    """No layout that ran may be called out of memory; where the table states the peak, how far off is ours?"""
+    """No layout that ran may be called out of memory; where the table states the peak, how far off is ours?
+
+    More: python -m benchmarks.memory."""
     over, off = [], []
     for row in rows:
         at = calibration.problem([row]).layouts
         need = float(memory(row.model, at, row.recipe).total[0])
         room = row.recipe.hardware.accelerator.hbm_bytes
-        if room is not None and need > room:
+        if verdicts(np.array([need]), room)[0] == OUT:
+            assert room is not None
             over.append(f"{row.row} {row.label} {row.layout}: {need / 1e9:.0f} GB of {room / 1e9:.0f}")
         if row.memory_bytes is not None:
             off.append(need / row.memory_bytes)

@@ -19,7 +19,7 @@ from rackscale import catalog, models
 from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
 from rackscale.models.description import Model
 from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
-from rackscale.sizing.memory import TIGHT
+from rackscale.sizing.memory import TIGHT, Memory
 from rackscale.sizing.memory import memory as memory_of
 from rackscale.sizing.recipe import NEWEST, Family, Precision, Recipe, Task
 from rackscale.sizing.segments import domain_gpus
@@ -171,7 +171,7 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
         as_told = layout
         layout = _least_recompute(model, layout, recipe, batch, tokens)
         if layout != as_told:
-            of.assumed.append("recompute")
+            of.assumed.append("recompute" if layout.sharding == as_told.sharding else "dp_type")
     return Measurement(
         row=row,
         source=of.text("source_id") or of.text("source"),
@@ -191,15 +191,27 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
 def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
     """Where a table leaves open what was kept: all of it if that fits in memory.
 
-    Else activations wait in host memory where it is as near as Grace's, or everything is computed again.
+    Else activations wait in host memory where it is as near as Grace's, or everything is computed again. Where not even
+    weights and gradients fit, the table does not say that they are divided (FSDP).
     """
-    at = Layouts.of([layout], global_batch=batch, tokens=tokens, domain=layout.gpus)
     room = recipe.hardware.accelerator.hbm_bytes
-    if room is None or float(memory_of(model, at, recipe).total[0]) <= room * (1.0 + TIGHT):
+    if room is None:
+        return layout
+    needs = _needs(model, layout, recipe, batch, tokens)
+    if float((needs.parameters + needs.gradients)[0]) > room:
+        layout = msgspec.structs.replace(layout, sharding="fsdp")
+        needs = _needs(model, layout, recipe, batch, tokens)
+    if float(needs.total[0]) <= room * (1.0 + TIGHT):
         return layout
     if recipe.chip in {"GB200", "GB300"}:
         return msgspec.structs.replace(layout, offload=OFFLOADED)
     return msgspec.structs.replace(layout, recompute=FULL)
+
+
+def _needs(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Memory:
+    return memory_of(
+        model, Layouts.of([layout], global_batch=batch, tokens=tokens, domain=layout.gpus), recipe
+    )
 
 
 def _model(of: _Fields) -> Model | None:
@@ -313,6 +325,7 @@ def _offload(of: _Fields, depth: int) -> float:
 
 def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
     family = _family(of)
+    all_bf16 = "automodel" in of.text("framework").lower()
     task = of.text("task") or "pretrain"
     nic = of.number("nic_gbps_per_gpu")
     return Recipe(
@@ -325,7 +338,8 @@ def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
         nic_bits_per_s=None if nic is None else nic * 1e9,
         overlaps_tp="tp_overlap=none" not in of.text("comm_overlap"),
         document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
-        gradient_bytes=4.0 if family in {"torch", "composer", "plain"} else 2.0,
+        gradient_bytes=4.0 if family in {"torch", "composer", "plain"} and not all_bf16 else 2.0,
+        all_bf16=all_bf16,
     )
 
 

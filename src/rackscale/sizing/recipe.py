@@ -58,7 +58,10 @@ class Recipe:
     """When the software was released: a year and its fraction."""
     optimizer: Optimizer = "adamw"
     gradient_bytes: float = 2.0
-    """Per gradient as it is reduced."""
+    """Per gradient as it is kept and reduced: Megatron Bridge's performance recipes say `grad_reduce_in_fp32 = False`."""
+    all_bf16: bool = False
+    """Whether the optimizer works on BF16 alone, without FP32 weights or moments: plain torch.optim.Adam on a BF16
+    model, as NeMo Automodel's benchmarks have it (and the loss without an FP32 copy of the logits)."""
     graphs: bool = True
     """Whether CUDA graphs (or a compiler) take the launches of kernels off the host."""
     overlaps_tp: bool = True
@@ -169,8 +172,9 @@ class Recipe:
 
     @property
     def logit_copies(self) -> float:
-        """Logits in FP32 at once: one where the loss is fused, three (BF16 too, and a gradient) in plain PyTorch."""
-        return 3.0 if self.family == "torch" else 1.0
+        """Logits in FP32 at once: one where the loss is fused, three (BF16 too, and a gradient) in plain PyTorch; half
+        of it where the loss stays in BF16."""
+        return (1.5 if self.all_bf16 else 3.0) if self.family == "torch" else 1.0
 
     @property
     def update_bytes(self) -> float:
