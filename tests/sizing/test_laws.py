@@ -187,3 +187,16 @@ def test_a_bigger_batch_takes_longer_and_is_more_efficient() -> None:
     assert took == sorted(took)
     per_batch = [t / n for t, n in zip(took, (4, 8, 16, 32), strict=True)]
     assert per_batch == sorted(per_batch, reverse=True)
+
+
+@given(model=models_, layout=layouts(), system=systems)
+def test_zero2_scatters_every_micro_batch(model: Model, layout: Layout, system: str) -> None:
+    """Gradients divided cost messages per micro-batch; with a single one they are ZeRO-1's."""
+    recipe = Recipe(system=system)
+    for batches in (1, 8):
+        one, two = (arrays(changed(layout, sharding=way), batches=batches) for way in ("zero1", "zero2"))
+        first, second = seconds(model, one, recipe), seconds(model, two, recipe)
+        assert second >= first * (1 - 1e-9)
+        if batches == 1:
+            assert second == pytest.approx(first)
+        assert memory(model, two, recipe).total[0] <= memory(model, one, recipe).total[0] * (1 + 1e-9)

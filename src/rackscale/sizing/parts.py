@@ -77,7 +77,7 @@ class Parts:
     gather: Array
     """FSDP: all parameters of a stage gathered once."""
     scatter: Array
-    """FSDP: all gradients of a stage scattered once."""
+    """FSDP, and ZeRO-2 but for the last micro-batch: all gradients of a stage scattered once."""
     step_reduce: Array
     """Gradients of a stage reduced once per step."""
     step_gather: Array
@@ -325,6 +325,10 @@ class _Pricer:
         gradients, weights = recipe.gradient_bytes, recipe.gather_bytes
         total.gather += np.where(fsdp, within("all_gather", weights), 0.0)
         total.scatter += recipe.trained * np.where(fsdp, within("reduce_scatter", gradients), 0.0)
+        # ZeRO-2 keeps no whole gradients: each micro-batch's are scattered, the last one's by the step's messages
+        scatters = np.where(at.sharding == SHARDINGS.index("zero2"), 1.0 - 1.0 / at.micro_batches, 0.0)
+        if scatters.any():
+            total.scatter += recipe.trained * scatters * over_all("reduce_scatter", gradients)
         between = self.over("all_reduce", gradients, across, np.clip(local / shard, 1.0, across)) / shard
         total.step_reduce += recipe.trained * np.where(
             fsdp,

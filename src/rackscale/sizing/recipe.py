@@ -58,7 +58,8 @@ class Recipe:
     """When the software was released: a year and its fraction."""
     optimizer: Optimizer = "adamw"
     gradient_bytes: float = 2.0
-    """Per gradient as it is kept and reduced: Megatron Bridge's performance recipes say `grad_reduce_in_fp32 = False`."""
+    """Per gradient as it is kept and reduced: Megatron Bridge's recipes for performance say
+    `grad_reduce_in_fp32 = False`."""
     all_bf16: bool = False
     """Whether the optimizer works on BF16 alone, without FP32 weights or moments: plain torch.optim.Adam on a BF16
     model, as NeMo Automodel's benchmarks have it (and the loss without an FP32 copy of the logits)."""
