@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from rackscale.catalog import systems
-from rackscale.collectives import KINDS, Kind, Network, Tier, network, seconds
+from rackscale.collectives import KINDS, Kind, Network, network, seconds
 from rackscale.errors import UnknownNameError
+from tests.collectives.networks import WITHIN_ROUNDING, networks
 
-NAMES = ["gb200-nvl72", "u-p6e-gb300x72", "dgx-b200", "p5", "dgx-a100"]
 LINKED = [s.name for s in systems() if s.accelerator.maker == "NVIDIA"]
 
 kinds = st.sampled_from(KINDS)
@@ -21,34 +21,6 @@ counts = st.integers(1, 4096)
 factors = st.floats(1.0, 100.0)
 groups = st.tuples(counts, st.integers(1, 72))
 """Ranks, and how many of them a domain holds."""
-WITHIN_ROUNDING = 1.0 + 1e-9
-
-
-@st.composite
-def networks(draw: st.DrawFn) -> Network:
-    """Of the catalog, or any other whose fabric is not faster than its links."""
-    if draw(st.booleans()):
-        return network(draw(st.sampled_from(NAMES)))
-    link = draw(st.floats(1e10, 1e13))
-    sharp = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
-    out = draw(tiers(link * draw(st.floats(0.001, 1.0))))
-    return Network(
-        up=draw(tiers(link)), out=out, rails=draw(st.integers(1, 72)), sharp_bytes_per_s=sharp * link
-    )
-
-
-@st.composite
-def tiers(draw: st.DrawFn, bytes_per_s: float) -> Tier:
-    times = st.floats(0.0, 1e-3)
-    latency_s, step_s, ramp_s, fill_s = (draw(times) for _ in range(4))
-    return Tier(
-        bytes_per_s=bytes_per_s,
-        latency_s=latency_s,
-        step_s=step_s,
-        ramp_s=ramp_s,
-        fill_s=fill_s,
-        ramp_bytes=draw(st.floats(1.0, 1e9)),
-    )
 
 
 def time(kind: Kind, nbytes: float, ranks: float, local: float, on: Network) -> float:

@@ -4,6 +4,6 @@ Every function is an array program: each argument may be a float64 array, and th
 """
 
 from rackscale.collectives.tiers import Network, Tier, network
-from rackscale.collectives.times import KINDS, Array, Kind, Number, seconds
+from rackscale.collectives.times import KINDS, Array, Kind, Number, dispatch, seconds
 
-__all__ = ["KINDS", "Array", "Kind", "Network", "Number", "Tier", "network", "seconds"]
+__all__ = ["KINDS", "Array", "Kind", "Network", "Number", "Tier", "dispatch", "network", "seconds"]

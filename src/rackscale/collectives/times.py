@@ -48,6 +48,31 @@ def seconds(kind: Kind, *, nbytes: Number, ranks: Number, local: Number, network
     return np.asarray((n > 1.0) * time)
 
 
+def dispatch(
+    *,
+    across_bytes: Number,
+    inside_bytes: Number,
+    ranks: Number,
+    local: Number,
+    network: Network,
+) -> Array:
+    """Tokens on their way to their experts among `ranks` GPUs, `local` of them in each NVLink domain, s.
+
+    As DeepEP and HybridEP send them: a token crosses the fabric once per domain that holds an expert of its own,
+    through its GPU's own NIC, and is forwarded over NVLink there. `across_bytes` is what one rank sends to other
+    domains; `inside_bytes` what it sends to other ranks of its domain, its own tokens and those that it forwards. Both
+    flow at once, so the longer counts, with one message's latency on each tier. Balanced: every rank sends as much. The
+    way back (combine) takes the same time for its own bytes. Zero where `ranks` is 1 or less.
+    """
+    n = np.maximum(np.asarray(ranks, float), 1.0)
+    inside = np.minimum(np.maximum(np.asarray(local, float), 1.0), n)
+    up, out = network.up, network.out
+    over_links = np.asarray(inside_bytes, float) / (EXCHANGE * up.bytes_per_s)
+    over_fabric = np.asarray(across_bytes, float) / (EXCHANGE * out.bytes_per_s)
+    latency = up.latency_s + up.step_s + (n > inside) * (out.latency_s + out.step_s)
+    return np.asarray((n > 1.0) * (np.maximum(over_links, over_fabric) + latency))
+
+
 def _inside(kind: Kind, n: Array, network: Network) -> Array:
     """Seconds per byte of the message over NVLink."""
     byte_s = 1.0 / network.up.bytes_per_s
