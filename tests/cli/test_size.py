@@ -98,7 +98,7 @@ def test_a_fine_tuning_takes_smaller_steps_and_an_old_chip_no_fp8() -> None:
     found = rackscale(
         "size", "llama3-8b", "--system", "dgx-a100", "--gpus", 8, "--task", "lora", "--json"
     ).json
-    assert found["global_batch"] * found["tokens"] == 2**19
+    assert found["global_batch"] * found["sequence_tokens"] == 2**19
     assert inputs(found)["precision"]["value"] == "bf16"
 
 
@@ -136,7 +136,7 @@ def test_a_config_json_is_a_model(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     found = rackscale("size", tmp_path / "config.json", "--system", "p5", "--gpus", 8, "--json").json
-    assert found["tokens"] == 4096
+    assert found["sequence_tokens"] == 4096
     assert found["fitting"] > 0
 
 

@@ -64,13 +64,13 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
         if domains > 1
         else "one NVLink domain"
     )
-    step = found.global_batch * found.tokens / 1e6
+    step = found.global_batch * found.sequence_tokens / 1e6
     return [
         Text(f"{found.model} on {found.gpus:,} x {recipe.chip} ({found.system}: {where})", style="bold"),
         Text(
             f"{recipe.task} in {recipe.precision}, {recipe.optimizer}, {recipe.family} of {recipe.year:.1f}"
         ),
-        Text(f"global batch {found.global_batch:,} x {found.tokens:,} tokens = {step:,.1f} M tokens a step"),
+        Text(f"global batch {found.global_batch:,} x {found.sequence_tokens:,} tokens = {step:,.1f} M tokens a step"),
         Text(f"{found.considered:,} layouts considered, {found.fitting:,} fit in memory"),
     ]
 

@@ -71,7 +71,8 @@ class Sizing(Struct, frozen=True, kw_only=True):
     domain_gpus: int
     """GPUs of the job in each NVLink domain."""
     global_batch: int
-    tokens: int
+    """Sequences per step."""
+    sequence_tokens: int
     considered: int
     fitting: int
     candidates: tuple[Candidate, ...]
@@ -139,7 +140,7 @@ def size(
         gpus=gpus,
         domain_gpus=near,
         global_batch=global_batch,
-        tokens=tokens,
+        sequence_tokens=tokens,
         considered=len(at),
         fitting=int(np.count_nonzero(priced.fits)),
         candidates=best,
