@@ -26,6 +26,7 @@ PARTS = {
     "expert": ("e", "red", "exposed messages, expert parallel"),
     "pipeline": ("p", "red", "exposed messages, pipeline"),
     "data": ("d", "red", "exposed messages, data parallel"),
+    "offload": ("m", "red", "waits for activations in host memory"),
     "bubble": ("░", "yellow", "the pipeline fills and drains"),
     "optimizer": ("o", "white", "optimizer"),
     "other": ("·", "white", "stragglers and the rest"),
