@@ -14,7 +14,7 @@ from rackscale import models
 from rackscale.models.description import Model
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import SHARDINGS, Layout, Layouts
-from rackscale.sizing.memory import Memory, memory
+from rackscale.sizing.memory import CLOSE, FITS, Memory, memory
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.search import candidates, factors, price
@@ -138,8 +138,11 @@ def test_more_memory_never_makes_the_best_slower(model: Model, system: str, more
     vars(large)["hardware"] = changed(small.hardware, accelerator=bigger)
     one, two = price(model, at, small), price(model, at, large)
     assert (two.fits >= one.fits).all()
-    if one.fits.any():
-        assert two.step.seconds[two.order[0]] <= one.step.seconds[one.order[0]]
+    assert (two.verdict <= one.verdict).all()
+    for verdict in (FITS, CLOSE):
+        some, more_ = one.verdict <= verdict, two.verdict <= verdict
+        if some.any():
+            assert two.step.seconds[more_].min() <= one.step.seconds[some].min()
 
 
 @given(model=models_, layout=layouts(), system=systems)

@@ -357,7 +357,8 @@ def _recipe(asked: dict[str, Any], choices: Choices) -> Recipe:
 def _limits(asked: dict[str, Any]) -> Limits:
     from rackscale.sizing.search import Limits
 
-    plain = {f.name: asked[f.name] for f in fields(Limits) if f.name not in {"sharding", "recompute"}}
+    told = {"sharding", "recompute"}
+    plain = {f.name: asked[f.name] for f in fields(Limits) if f.name in asked and f.name not in told}
     sharding, again = asked["sharding"], asked["recompute"]
     return Limits(
         **plain,

@@ -71,8 +71,13 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
         Text(
             f"{recipe.task} in {recipe.precision}, {recipe.optimizer}, {recipe.family} of {recipe.year:.1f}"
         ),
-        Text(f"global batch {found.global_batch:,} x {found.sequence_tokens:,} tokens = {step:,.1f} M tokens a step"),
-        Text(f"{found.considered:,} layouts considered, {found.fitting:,} fit in memory"),
+        Text(
+            f"global batch {found.global_batch:,} x {found.sequence_tokens:,} tokens = {step:,.1f} M tokens a step"
+        ),
+        Text(
+            f"{found.considered:,} layouts considered; {found.fitting:,} of {found.divisions:,} divisions of the"
+            " GPUs fit in memory" + (f", {found.tight:,} are tight" if found.tight else "")
+        ),
     ]
 
 

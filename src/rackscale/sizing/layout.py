@@ -64,7 +64,7 @@ class Layout(Struct, frozen=True, kw_only=True):
         if self.zero_bubble:
             parts[-1] += " zero-bubble"
         parts += [f"CP{self.cp}" + (" all-to-all" if self.ulysses else "")] * (self.cp > 1)
-        parts += [f"EP{self.ep}" + (f" ETP{self.etp}" if self.etp > 1 else "")] * (self.ep > 1)
+        parts += [f"EP{self.ep}"] * (self.ep > 1) + [f"ETP{self.etp}"] * (self.etp > 1)
         sharding = f"hsdp({self.shard})" if self.sharding == "fsdp" and self.shard else self.sharding
         parts += [f"DP{self.dp}", sharding, f"MB{self.micro_batch}"]
         if self.recompute:
