@@ -255,7 +255,15 @@ class _Pricer:
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def message(self, kind: Kind, nbytes: Array, ranks: Array, local: Array) -> Array:
-        return collectives.seconds(kind, nbytes=nbytes, ranks=ranks, local=local, network=self.recipe.network)
+        """`local` is less than one where a group's next rank is further than a domain away."""
+        return collectives.seconds(
+            kind, nbytes=nbytes, ranks=ranks, local=local, leaf=self.leaf(local), network=self.recipe.network
+        )
+
+    def leaf(self, local: Array) -> Array | None:
+        """Of a group that has `local` ranks in a domain, those under a leaf switch; None: all."""
+        gpus = self.recipe.leaf_gpus
+        return None if gpus is None else local * (gpus / self.at.domain)
 
     def tensor_messages(self, work: Work, count: Array) -> None:
         """Sequence parallelism, arXiv:2205.05198: gathered before a part, scattered after it, and back."""
@@ -323,7 +331,7 @@ class _Pricer:
         """Between stages: a stage's replicas fill whole domains before the next stage begins (Megatron's order)."""
         at = self.at
         nbytes = tokens_of(at) / at.tp * self.model.hidden * BF16
-        local = np.where(at.gpus <= at.domain, 2.0, 1.0)
+        local = np.minimum(2.0 * at.domain / at.gpus, 2.0)
         hop = self.message("point_to_point", nbytes, np.full(len(at), 2.0), local)
         self.total.hop += np.where(at.pp > 1, hop, 0.0)
 
@@ -366,7 +374,7 @@ class _Pricer:
         scatters = np.where(at.sharding == SHARDINGS.index("zero2"), 1.0 - 1.0 / at.micro_batches, 0.0)
         if scatters.any():
             total.scatter += recipe.trained * scatters * over_all("reduce_scatter", gradients)
-        between = self.over("all_reduce", gradients, across, np.clip(local / shard, 1.0, across)) / shard
+        between = self.over("all_reduce", gradients, across, np.minimum(local / shard, across)) / shard
         total.step_reduce += recipe.trained * np.where(
             fsdp,
             between,
@@ -392,7 +400,7 @@ class _Pricer:
         pieces = np.maximum((self.model.depth + self.model.mtp_layers) / at.pp, 1.0)
         own, routed = self.own * size / pieces, self.routed * size / pieces
         wide = np.minimum(width, most)
-        local = np.minimum(np.clip(at.domain / (at.ep * at.etp), 1.0, most), wide)
+        local = np.minimum(at.domain / (at.ep * at.etp), wide)
         return pieces * (self.message(kind, own, width, near) + self.message(kind, routed, wide, local))
 
     def stages(self) -> None:

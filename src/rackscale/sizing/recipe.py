@@ -79,6 +79,10 @@ class Recipe:
     """Mean length of the documents packed into a sequence, where attention stops at their ends; None: not packed."""
     nic_bits_per_s: float | None = None
     """Of the fabric, per GPU; None: the system's own."""
+    leaf_gpus: float | None = None
+    """GPUs of the job under one leaf switch (or rail group), whole domains; None: all."""
+    oversubscription: float | None = None
+    """GPUs under a leaf for each NIC's worth of its uplinks; None: what the fabric's vendor claims."""
 
     @cached_property
     def hardware(self) -> catalog.System:
@@ -102,8 +106,10 @@ class Recipe:
 
     @cached_property
     def network(self) -> collectives.Network:
-        """Both tiers of the network."""
+        """The tiers of the network."""
         found = collectives.network(self.system)
+        if self.oversubscription is not None:
+            found = replace(found, oversubscription=self.oversubscription)
         usual = self.hardware.fabric_bits_per_s_per_gpu
         if self.nic_bits_per_s is None or usual is None:
             return found
