@@ -247,7 +247,6 @@ def mamba(model: Model, mixer: Mamba, at: Layouts) -> Work:
         },
         kernels=12,
         sums=1,
-        hides=True,
         ring=mixer.heads * mixer.head_dim * mixer.state_dim / at.tp * 4.0 * at.micro_batch,
         plain=h + (inner + states) * (mixer.conv + 1) + 3.0 * mixer.heads / at.tp + inner,
     )
