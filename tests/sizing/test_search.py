@@ -191,6 +191,30 @@ def test_every_input_has_a_source() -> None:
     found = size(models.model("llama3.1-8b"), Recipe(system="dgx-h100"), gpus=8, global_batch=64, tokens=8192)
     assert all(one.source and one.provenance in {"measured", "vendor", "assumed"} for one in found.inputs)
     assert np.isfinite(found.peak_flop_per_s)
+    names = [one.name for one in found.inputs]
+    assert len(set(names)) == len(names)
+    for name in (
+        "NVLink domain, collectives",
+        "fabric, collectives",
+        "kernel curves, attention",
+        "kernel curves, memory",
+        "band",
+        "p99 step",
+        "memory beside the allocator",
+        "fragments",
+        "tight",
+        "optimizer states",
+        "gradients",
+        "checkpoint stall",
+        "storage_bytes_per_s",
+        "restart",
+    ):
+        assert name in names
+    experts = size(
+        models.model("qwen3-30b-a3b"), Recipe(system="gb300-nvl72", precision="mxfp8"), gpus=8, global_batch=64,
+        tokens=4096,
+    )  # fmt: skip
+    assert "kernel curves, experts" in [one.name for one in experts.inputs]
 
 
 def test_zero_bubble_only_makes_the_bubble_less() -> None:
