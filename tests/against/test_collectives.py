@@ -45,6 +45,10 @@ ALL_REDUCE = [
     ("gb200-nvl72", 1440, 16384, 84625),
 ]
 
+# The same over three racks that only InfiniBand joins, 4 and 8 GPUs of each, by trees (NCCL 2.27.3):
+# github.com/NVIDIA/nccl/issues/1801.
+THREE_RACKS = [(12, 4, 16384, 134159), (24, 8, 16384, 68096)]
+
 # One node, or one tray of GB200, from the tables of aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0). They count
 # elements of two bytes, not bytes: int8 takes half of half's time at the same count, and only so does NVLink reach the
 # 586 GB/s at 512 MiB that CoreWeave measured over a rack.
@@ -113,10 +117,13 @@ def dispatch_errors() -> list[float]:
 
 
 def all_reduce_errors() -> list[float]:
+    rows = [
+        (name, ranks, min(ranks, 72 if name == "gb200-nvl72" else 8), mib, us)
+        for name, ranks, mib, us in ALL_REDUCE
+    ]
     errors = []
-    for name, ranks, mib, us in ALL_REDUCE:
+    for name, ranks, local, mib, us in [*rows, *(("gb200-nvl72", *row) for row in THREE_RACKS)]:
         on = network(name)
-        local = min(ranks, 72 if name == "gb200-nvl72" else 8)
         found = seconds("all_reduce", nbytes=mib * MIB, ranks=ranks, local=local, network=on)
         errors.append(float(found) / (us * 1e-6) - 1.0)
     return errors
@@ -134,7 +141,7 @@ def one_node_errors() -> list[float]:
 
 @pytest.mark.parametrize(
     ("errors", "middle", "most"),
-    [(all_reduce_errors(), 0.07, 0.20), (one_node_errors(), 0.07, 0.20), (dispatch_errors(), 0.05, 0.15)],
+    [(all_reduce_errors(), 0.05, 0.15), (one_node_errors(), 0.07, 0.20), (dispatch_errors(), 0.05, 0.15)],
 )
 def test_against_published_times(errors: list[float], middle: float, most: float) -> None:
     size = [abs(e) for e in errors]

@@ -18,7 +18,12 @@ def networks(draw: st.DrawFn) -> Network:
     sharp = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
     out = draw(tiers(link * draw(st.floats(0.001, 1.0))))
     return Network(
-        up=draw(tiers(link)), out=out, rails=draw(st.integers(1, 72)), sharp_bytes_per_s=sharp * link
+        up=draw(tiers(link)),
+        out=out,
+        rails=draw(st.floats(1.0, 72.0)),
+        oversubscription=draw(st.floats(1.0, 8.0)),
+        hop_s=draw(st.floats(0.0, 1e-4)),
+        sharp_bytes_per_s=sharp * link,
     )
 
 

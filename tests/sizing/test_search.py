@@ -76,7 +76,8 @@ def test_the_search_finds_what_pricing_everything_finds(  # noqa: PLR0917
     for verdict in (FITS, CLOSE):
         of_all, of_found = every.verdict == verdict, found.best.verdict == verdict
         best = every.step.seconds[every.order[of_all[every.order]]][:1]
-        assert list(found.best.step.seconds[found.best.order[of_found[found.best.order]]][:1]) == list(best)
+        ours = found.best.step.seconds[found.best.order[of_found[found.best.order]]][:1]
+        assert list(ours) == pytest.approx(list(best))
     if every.verdict[every.order[0]] == OUT:
         assert found.best.memory.total[found.best.order[0]] == every.memory.total[every.order[0]]
 
@@ -93,6 +94,7 @@ def test_the_space_holds_each_layout_once_with_every_way_to_save_memory() -> Non
         "hsdp",
         "fsdp",
         "recompute latent",
+        "recompute layer of 50%",
         "recompute activation+norm",
         "offload 75%",
     ):

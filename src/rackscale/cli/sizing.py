@@ -154,6 +154,16 @@ def size(
             min=1, metavar="GPUS", help="Per NVLink domain. [default: a power of two, spares are left]"
         ),
     ] = None,
+    leaf: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="GPUS", help="Under one leaf switch or rail group. [default: all]"),
+    ] = None,
+    oversubscription: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0, metavar="X", help="Of each leaf's uplinks: 2 where they carry half. [default: 1]"
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 5,
     price: Annotated[
         float | None, typer.Option(min=0.0, help="USD per GPU-hour. [default: the newest list price]")
@@ -341,6 +351,8 @@ def _recipe(asked: dict[str, Any], choices: Choices) -> Recipe:
         optimizer=_choice("--optimizer", asked["optimizer"] or "adamw", OPTIMIZERS),
         family=_choice("--framework", asked["framework"] or "megatron", FAMILIES),
         year=year,
+        leaf_gpus=asked["leaf"],
+        oversubscription=asked["oversubscription"],
     )
     _ = recipe.architecture  # raises where training is modelled on no such chip
     for name, value, why in (
@@ -380,6 +392,8 @@ def usual_batch(gpus: int, tokens: int, task: str) -> int:
 
 def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int | None) -> None:
     """Raises DocumentError with everything that can't be, before anything is searched."""
+    from rackscale.sizing.segments import domain_gpus
+
     chip, hardware = recipe.hardware.accelerator, recipe.hardware
     problems = [
         f"--{name} {degree}: {gpus:,} GPUs are not a multiple of it"
@@ -403,9 +417,24 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
         problems.append(f"--precision {recipe.precision}: {chip.name} has no FP8; say bf16")
     elif recipe.precision == "mxfp8" and recipe.architecture != "blackwell":
         problems.append(f"--precision mxfp8: {chip.name} has no block scales; say fp8 or fp8-block")
-    problems += _undivided(model, limits)
+    problems += [*_leaves(recipe, segment or domain_gpus(hardware.name, gpus)), *_undivided(model, limits)]
     if problems:
         raise DocumentError(problems)
+
+
+def _leaves(recipe: Recipe, domain: int) -> list[str]:
+    """What can't be of the fabric; `domain`: GPUs of the job in each NVLink domain."""
+    leaf, tight = recipe.leaf_gpus, recipe.oversubscription
+    if leaf is None:
+        missing = "says nothing without --leaf, the GPUs of the job under one leaf switch"
+        return [] if tight is None else [f"--oversubscription {tight:g}: {missing}"]
+    if leaf % domain == 0:
+        return []
+    least = int(leaf // domain) * domain
+    sizes = [f"{size:,}" for size in (least, least + domain) if size]
+    return [
+        f"--leaf {leaf:g}: a leaf holds whole NVLink domains, {domain} GPUs of the job each: {' or '.join(sizes)}"
+    ]
 
 
 def _undivided(model: Model, limits: Limits) -> list[str]:

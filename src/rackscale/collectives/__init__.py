@@ -1,4 +1,4 @@
-"""How long a collective takes on a network of two tiers: NVLink inside a domain, a fabric between domains.
+"""How long a collective takes: over NVLink inside a domain, between the domains under a leaf switch, between leaves.
 
 Every function is an array program: each argument may be a float64 array, and they broadcast.
 """

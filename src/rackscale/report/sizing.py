@@ -26,6 +26,7 @@ PARTS = {
     "expert": ("e", "red", "exposed messages, expert parallel"),
     "pipeline": ("p", "red", "exposed messages, pipeline"),
     "data": ("d", "red", "exposed messages, data parallel"),
+    "offload": ("m", "red", "waits for activations in host memory"),
     "bubble": ("░", "yellow", "the pipeline fills and drains"),
     "optimizer": ("o", "white", "optimizer"),
     "other": ("·", "white", "stragglers and the rest"),
@@ -64,6 +65,11 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
         if domains > 1
         else "one NVLink domain"
     )
+    if recipe.leaf_gpus is not None and recipe.leaf_gpus < found.gpus:
+        tight = recipe.network.oversubscription
+        where += f", {recipe.leaf_gpus:g} under each leaf, " + (
+            f"{tight:g}:1 above" if tight > 1.0 else "non-blocking above"
+        )
     step = found.global_batch * found.sequence_tokens / 1e6
     return [
         Text(f"{found.model} on {found.gpus:,} x {recipe.chip} ({found.system}: {where})", style="bold"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from math import gcd
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +19,11 @@ from msgspec import Struct
 from rackscale import catalog, models
 from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
 from rackscale.models.description import Model
+from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
 from rackscale.sizing.memory import TIGHT, Memory
 from rackscale.sizing.memory import memory as memory_of
-from rackscale.sizing.recipe import NEWEST, Family, Precision, Recipe, Task
+from rackscale.sizing.recipe import NEWEST, Dispatcher, Family, Graphs, Precision, Recipe, Task
 from rackscale.sizing.segments import domain_gpus
 
 T = TypeVar("T")
@@ -205,7 +207,12 @@ def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, t
         return layout
     if recipe.chip in {"GB200", "GB300"}:
         return msgspec.structs.replace(layout, offload=OFFLOADED)
-    return msgspec.structs.replace(layout, recompute=FULL)
+    shares = (msgspec.structs.replace(layout, recompute=FULL, recomputed=n / 8) for n in range(1, 9))
+    room = room * (1.0 + TIGHT)
+    return next(
+        (s for s in shares if float(_needs(model, s, recipe, batch, tokens).total[0]) <= room),
+        msgspec.structs.replace(layout, recompute=FULL),
+    )
 
 
 def _needs(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Memory:
@@ -262,7 +269,12 @@ def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str
         )
     sharding, shard = _sharding(of.text("dp_type"), system)
     # Megatron's own default divides experts as the rest is; Megatron Bridge's recipes, since 2025, don't
-    ep = of.count("ep", 1)
+    experts = None if model is None else experts_of(model)
+    # DeepEP is there to send tokens to experts: a table that names it and no degree divides them as far as it goes
+    usual = (
+        gcd(gpus, experts.count) if experts is not None and "deepep" in of.text("framework").lower() else 1
+    )
+    ep = of.count("ep", usual, matters=experts is not None)
     etp = of.count("etp", tp if _year(of.text("source_date")) < 2025.4 else 1)
     virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)
     return Layout(
@@ -334,13 +346,39 @@ def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
         task=_one_of(task, ("pretrain", "sft", "lora"), of),
         family=family,
         year=_year(of.text("source_date")),
-        graphs="none" not in of.text("cuda_graph"),
+        graphs=_graphs(of),
+        dispatcher=_dispatcher(of),
+        overlaps_ep=bool(re.search(r"a2a_overlap=true|ep_overlap=on", of.text("comm_overlap").lower())),
         nic_bits_per_s=None if nic is None else nic * 1e9,
-        overlaps_tp="tp_overlap=none" not in of.text("comm_overlap"),
+        overlaps_tp=_overlaps_tp(of, family),
         document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
         gradient_bytes=4.0 if family in {"torch", "composer", "plain"} and not all_bf16 else 2.0,
         all_bf16=all_bf16,
     )
+
+
+def _overlaps_tp(of: _Fields, family: Family) -> bool:
+    """Megatron-LM and torchtitan do it only where they are told to; NeMo's recipes, unless they are told not to."""
+    words = of.text("comm_overlap").lower()
+    if family in {"plain", "torch", "composer"}:
+        return "tp-comm-overlap" in words or "async_tp" in words
+    return "tp_overlap=none" not in words and "tp_comm_overlap=false" not in words
+
+
+def _dispatcher(of: _Fields) -> Dispatcher:
+    """What the table names; else what Megatron Bridge's recipes had then."""
+    words = of.text("comm_overlap").lower() + of.text("framework").lower()
+    if "deepep" in words or "hybridep" in words:
+        return "once"
+    told = "dispatcher" in words or "a2a_overlap" in words
+    return "alltoall" if told or _year(of.text("source_date")) < 2025.6 else "once"
+
+
+def _graphs(of: _Fields) -> Graphs:
+    words = of.text("cuda_graph").lower() + of.text("comm_overlap").lower()
+    if "none" in of.text("cuda_graph"):
+        return "none"
+    return "step" if "full" in words else "layers"
 
 
 def _family(of: _Fields) -> Family:

@@ -166,16 +166,16 @@ def _layers(model: Model, at: Layouts, recipe: Recipe) -> _Stage:
             for p in work.products:
                 target = own if p.groups is None else routed
                 target += p.weights * count
-            everything, some = _kept(work, at, recipe)
+            everything, some = kept_of(work, at, recipe)
             layer += everything
-            kept += count * np.where(at.full > 0, 0.0, some)
+            kept += count * (1.0 - at.full) * some
             sent = np.maximum(sent, 2.0 * work.routed)
-        kept += count * np.where(at.full > 0, entry, 0.0)
+        kept += count * at.full * entry
         widest = np.maximum(widest, layer)
     return _Stage(own=own, routed=routed, kept=kept, widest=widest, sent=sent)
 
 
-def _kept(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
+def kept_of(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
     """Bytes that a part keeps with nothing computed again, and with what the layouts compute again."""
     again = dict(zip(MODULES, at.again, strict=True))
     everything, some = np.zeros(len(at)), np.zeros(len(at))

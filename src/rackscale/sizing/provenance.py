@@ -48,6 +48,7 @@ def inputs(
         Input(name="model", value=model.name, unit="", provenance="vendor", source=model.source or "given"),
         *_hardware(recipe),
         *_network(recipe),
+        *_leaves(recipe),
         *_curves(model, recipe),
         *_constants(model, recipe, gpus, p99_per_doubling),
         *_memory(recipe),
@@ -91,6 +92,20 @@ def _network(recipe: Recipe) -> Iterator[Input]:
     if recipe.nic_bits_per_s is not None:
         nic = recipe.nic_bits_per_s
         yield Input(name="NIC", value=nic, unit="bit/s", provenance="given", source="as given")
+
+
+def _leaves(recipe: Recipe) -> Iterator[Input]:
+    """How much of a job shares a leaf switch, and what its uplinks carry."""
+    if recipe.leaf_gpus is None:
+        yield _assumed("leaf", "all GPUs", "", "default: one leaf switch (or rail group) holds the job")
+        return
+    yield Input(name="leaf", value=recipe.leaf_gpus, unit="GPUs", provenance="given", source="as given")
+    network, unit = recipe.network, "GPUs per NIC of uplinks"
+    if recipe.oversubscription is not None or network.oversubscription_origin is None:
+        value = network.oversubscription
+        yield Input(name="oversubscription", value=value, unit=unit, provenance="given", source="as given")
+    else:
+        yield _of("oversubscription", network.oversubscription, unit, network.oversubscription_origin)
 
 
 def _curves(model: Model, recipe: Recipe) -> Iterator[Input]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rackscale.models.description import Experts, Model
 from rackscale.sizing.constants import fitted, roles
 from rackscale.sizing.experts import experts_of
-from rackscale.sizing.layout import MODULES, SHARDINGS, Layout, Layouts
+from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Layout, Layouts
 from rackscale.sizing.memory import CLOSE, FITS, OUT, Memory, memory, verdicts
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import NEWEST, Recipe
@@ -203,6 +203,7 @@ def layout_of(at: Layouts, place: int) -> Layout:
         micro_batch=int(at.micro_batch[place]),
         sharding=SHARDINGS[int(at.sharding[place])],
         shard=int(at.shard[place] * at.cp[place]) if at.shard[place] < at.dp[place] else 0,
-        recompute=frozenset({"layer"}) if at.full[place] else again,
+        recompute=FULL if at.full[place] else again,
+        recomputed=float(at.full[place]) or 1.0,
         offload=float(at.offload[place]),
     )

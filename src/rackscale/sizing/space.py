@@ -45,6 +45,8 @@ RECOMPUTE: tuple[frozenset[str], ...] = (
     FULL,
 )
 """What recipes compute again, from least to most; modules that a model lacks fall out."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of layers that are computed again as a whole (Megatron's method "block")."""
 OFFLOAD = (0.0, 0.25, 0.5, 0.75)
 """Shares of layers whose activations wait in host memory. Megatron keeps at least the last layer on the accelerator."""
 NEAR_HOSTS = frozenset({"GB200", "GB300"})
@@ -78,12 +80,18 @@ class Saving:
     """What is given up to need less memory."""
 
     recompute: frozenset[str] = frozenset()
+    recomputed: float = 1.0
+    """Share of layers, where whole ones are computed again."""
     offload: float = 0.0
     zero2: bool = False
 
     def within(self, other: Saving) -> bool:
         """Whether `other` gives up all that this one does, and more."""
-        again = self.recompute <= other.recompute or other.recompute == FULL
+        if other.recompute == FULL:
+            mine = self.recomputed if self.recompute == FULL else 1.0 if self.recompute else 0.0
+            again = mine <= other.recomputed
+        else:
+            again = self.recompute <= other.recompute
         return self != other and again and self.offload <= other.offload and self.zero2 <= other.zero2
 
 
@@ -95,8 +103,9 @@ def savings(model: Model, *, chip: str, limits: Limits | None = None) -> tuple[S
     offload = OFFLOAD if chip in NEAR_HOSTS else OFFLOAD[:1]
     zero2 = {None: (False, True), "zero2": (True,)}.get(limits.sharding, (False,))
     return tuple(
-        Saving(recompute=again, offload=share, zero2=divided)
+        Saving(recompute=again, recomputed=part, offload=share, zero2=divided)
         for again in (sets if limits.recompute is None else (limits.recompute,))
+        for part in (SHARES if again == FULL else (1.0,))
         for share in (offload if limits.offload is None else (limits.offload,))
         for divided in zero2
     )
@@ -116,7 +125,7 @@ def saved(at: Layouts, ways: Sequence[Saving]) -> Layouts:
     return replace(
         many,
         again=tuple(map(again, MODULES)),
-        full=again("layer"),
+        full=each(lambda way: way.recomputed * ("layer" in way.recompute)),
         offload=each(lambda way: way.offload),
         sharding=np.where(zero2, ZERO2, many.sharding),
     )
