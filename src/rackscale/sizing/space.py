@@ -86,12 +86,17 @@ class Saving:
     zero2: bool = False
 
     def within(self, other: Saving) -> bool:
-        """Whether `other` gives up all that this one does, and more."""
+        """Whether `other` gives up all that this one does, and more, and so is never faster.
+
+        With offload it may be, where it computes more again: that leaves less to send.
+        """
         if other.recompute == FULL:
             mine = self.recomputed if self.recompute == FULL else 1.0 if self.recompute else 0.0
             again = mine <= other.recomputed
         else:
             again = self.recompute <= other.recompute
+        same = (self.recompute, self.recomputed) == (other.recompute, other.recomputed)
+        again &= same or not self.offload
         return self != other and again and self.offload <= other.offload and self.zero2 <= other.zero2
 
 
