@@ -132,22 +132,38 @@ def size(
     near = domain_gpus(recipe.system, gpus) if domain is None else domain
     at = divisions(model, gpus=gpus, global_batch=global_batch, tokens=tokens, domain=near, limits=limits)
     if not len(at):
-        raise ValueError(
-            f"no layout divides {gpus} GPUs and a global batch of {global_batch} sequences evenly:"
-            " choose a batch that is a multiple of the data-parallel replicas"
-        )
+        raise ValueError(_undivided(gpus, global_batch))
     ways = savings(model, chip=recipe.chip, limits=limits)
     found = search(model, at, ways, recipe, top=top, values=values)
     saved = checkpoint(model, recipe, gpus=gpus).given(stall_s=checkpoint_s, restart_s=restart_s)
+    rests_on = inputs(
+        model,
+        recipe,
+        gpus=gpus,
+        failures_per_gpu_hour=failures_per_gpu_hour,
+        p99_per_doubling=P99_PER_DOUBLING,
+        saved=saved,
+        usd_per_gpu_hour=usd_per_gpu_hour,
+    )
+    usd = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
+    good = _goodput(gpus, failures_per_gpu_hour, saved)
     return _answer(
         model,
         recipe,
         found,
-        saved,
-        failures_per_gpu_hour=failures_per_gpu_hour,
+        saved=saved,
+        good=good,
+        rests_on=rests_on,
         run_tokens=run_tokens,
         top=top,
-        usd_per_gpu_hour=usd_per_gpu_hour,
+        usd=usd,
+    )
+
+
+def _undivided(gpus: int, global_batch: int) -> str:
+    return (
+        f"no layout divides {gpus} GPUs and a global batch of {global_batch} sequences evenly:"
+        " choose a batch that is a multiple of the data-parallel replicas"
     )
 
 
@@ -155,26 +171,19 @@ def _answer(
     model: Model,
     recipe: Recipe,
     found: Found,
-    saved: Checkpoint,
     *,
-    failures_per_gpu_hour: float,
+    saved: Checkpoint,
+    good: Goodput,
+    rests_on: tuple[Input, ...],
     run_tokens: float | None,
     top: int,
-    usd_per_gpu_hour: float | None,
+    usd: float | None,
 ) -> Sizing:
     """Everything that is told of what was found."""
     at = found.best.layouts
     gpus, tokens = int(at.gpus[0]), int(at.tokens[0])
-    usd = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
     per_token = flops_per_token(model, tokens, trains_all=recipe.task != "lora")
     best, faster = _candidates(model, found.best, recipe, per_token=per_token, usd=usd, top=top)
-    good = goodput(
-        gpus=gpus,
-        failures_per_gpu_hour=failures_per_gpu_hour,
-        write_s=saved.stall_s,
-        save_s=saved.save_s,
-        restart_s=saved.restart_s,
-    )
     run_s = None if run_tokens is None else _run_s(run_tokens, best[0], gpus, good)
     return Sizing(
         model=model.name,
@@ -198,15 +207,17 @@ def _answer(
         run_tokens=run_tokens,
         run_s=run_s,
         run_usd=None if run_s is None or usd is None else run_s / 3600.0 * gpus * usd,
-        inputs=inputs(
-            model,
-            recipe,
-            gpus=gpus,
-            failures_per_gpu_hour=failures_per_gpu_hour,
-            p99_per_doubling=P99_PER_DOUBLING,
-            saved=saved,
-            usd_per_gpu_hour=usd_per_gpu_hour,
-        ),
+        inputs=rests_on,
+    )
+
+
+def _goodput(gpus: int, failures_per_gpu_hour: float, saved: Checkpoint) -> Goodput:
+    return goodput(
+        gpus=gpus,
+        failures_per_gpu_hour=failures_per_gpu_hour,
+        write_s=saved.stall_s,
+        save_s=saved.save_s,
+        restart_s=saved.restart_s,
     )
 
 
