@@ -80,6 +80,7 @@ class Sizing(Struct, frozen=True, kw_only=True):
     considered: int
     """Layouts: every division of the GPUs with every way to save memory."""
     divisions: int
+    """Ways to divide the model, the batch and the states over the GPUs."""
     fitting: int
     """Divisions that fit in memory, with some saving."""
     tight: int
