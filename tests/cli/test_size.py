@@ -31,7 +31,7 @@ def test_ranked_layouts_with_band_memory_and_shape() -> None:
         "goodput",
         "a checkpoint every",
         "2 T tokens:",
-        "assumed: failures",
+        "failures 2e-05",
     ):
         assert part in text
 

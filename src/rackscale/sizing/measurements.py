@@ -209,7 +209,10 @@ def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, t
         return msgspec.structs.replace(layout, offload=OFFLOADED)
     shares = (msgspec.structs.replace(layout, recompute=FULL, recomputed=n / 8) for n in range(1, 9))
     room = room * (1.0 + TIGHT)
-    return next((s for s in shares if float(_needs(model, s, recipe, batch, tokens).total[0]) <= room), msgspec.structs.replace(layout, recompute=FULL))
+    return next(
+        (s for s in shares if float(_needs(model, s, recipe, batch, tokens).total[0]) <= room),
+        msgspec.structs.replace(layout, recompute=FULL),
+    )
 
 
 def _needs(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Memory:
@@ -268,7 +271,9 @@ def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str
     # Megatron's own default divides experts as the rest is; Megatron Bridge's recipes, since 2025, don't
     experts = None if model is None else experts_of(model)
     # DeepEP is there to send tokens to experts: a table that names it and no degree divides them as far as it goes
-    usual = gcd(gpus, experts.count) if experts is not None and "deepep" in of.text("framework").lower() else 1
+    usual = (
+        gcd(gpus, experts.count) if experts is not None and "deepep" in of.text("framework").lower() else 1
+    )
     ep = of.count("ep", usual, matters=experts is not None)
     etp = of.count("etp", tp if _year(of.text("source_date")) < 2025.4 else 1)
     virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)

@@ -120,7 +120,13 @@ class _Pricer:
     def __init__(self, model: Model, at: Layouts, recipe: Recipe, total: Parts) -> None:
         self.model, self.at, self.recipe, self.total = model, at, recipe, total
         experts = experts_of(model)
-        self.fused = experts is not None and experts.gated and not experts.clamped and recipe.year >= FUSED_EXPERTS and recipe.precision == "mxfp8"
+        self.fused = (
+            experts is not None
+            and experts.gated
+            and not experts.clamped
+            and recipe.year >= FUSED_EXPERTS
+            and recipe.precision == "mxfp8"
+        )
         self.again = dict(zip(MODULES, at.again, strict=True))
         vocabulary = (2.0 - model.tied_embeddings) * model.vocab * model.hidden
         self.own: Array = vocabulary / at.tp / at.pp
