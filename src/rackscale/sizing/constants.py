@@ -45,7 +45,7 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
     arch, family, precision = recipe.architecture, recipe.family, recipe.precision
     chip = {"H100": "", "B200": "", "A100-80GB": ""}.get(recipe.chip, recipe.chip)
     every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + (
-        (family,) if family in {"mlperf", "plain"} else ()
+        ("plain",) if family == "plain" else ()
     )
     software = (
         "torch" if family in {"torch", "maxtext"} else "composer" if family == "composer" else "megatron"
@@ -56,13 +56,16 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "hopper": "clock.hopper.low",
         "blackwell": f"clock.blackwell.{'fp8' if precision in {'fp8', 'fp8-block', 'bf16'} else precision}",
     }[arch]
-    generation = "blackwell" if arch == "blackwell" else "hopper"
-    core = (*every, f"core.{arch}", *(("core.composer",) if software == "composer" else ()))
+    core = (
+        *every,
+        *(() if arch == "ampere" else (f"core.{arch}",)),
+        *(("core.composer",) if software == "composer" else ()),
+    )
     cast = {"mxfp8": "cast.mx", "fp8-block": "cast.mx", "nvfp4": "cast.nvfp4"}.get(precision, "cast.low")
     return {
         "high": (*every, high),
         "low": (*every, low if recipe.is_low else high),
-        "grouped": (*every, low if recipe.is_low else high, f"grouped.{generation}"),
+        "grouped": (*every, low if recipe.is_low else high),
         "core": core,
         "core_back": (*core, "core.back"),
         "scan": (*every, f"scan.{'blackwell' if arch == 'blackwell' else 'hopper'}"),
@@ -71,9 +74,9 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "cast_experts": (cast, "cast.experts"),
         "piece": ("piece",),
         "routing": ("routing",),
-        "launch": ("launch.megatron",) if software == "megatron" else ("launch.eager",),
+        "launch": ("launch",),
         "graph": ("launch.graph",) if recipe.graphs != "none" else (),
-        "each_expert": ("launch.expert", "launch.graph") if recipe.graphs == "step" else ("launch.expert",),
+        "each_expert": ("launch.graph",) if recipe.graphs == "step" else (),
         "kernel": ("kernel",),
         "tp": () if not recipe.overlaps_tp else ("tp.megatron",) if software == "megatron" else ("tp.torch",),
         "ring": ("ring",),
@@ -86,7 +89,7 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "drag": ("fsdp.drag",),
         "update": ("update",),
         "jitter": ("jitter",),
-        "fixed": ("fixed.mlperf",) if family == "mlperf" else ("fixed",),
+        "fixed": ("fixed.graph",) if recipe.graphs == "step" else ("fixed",),
         "pace": ("pace.blackwell" if arch == "blackwell" else "pace.hopper",),
         "pace_experts": (f"pace.experts.{'blackwell' if arch == 'blackwell' else 'hopper'}",)
         if experts

@@ -183,6 +183,9 @@ class _Pricer:
             total.again_grouped += forward * self.redone(p.module)
         else:
             self.own = self.own + p.weights * count
+            if self.recipe.task == "lora" and self.recipe.family == "torch":
+                total.moved_f += count * self.bytes_seconds(p.m * (p.k + 4.0 * p.n) * BF16)
+                total.moved_b += count * self.bytes_seconds(p.m * (4.0 * p.k + 2.0 * p.n) * BF16)
             total.again_low += forward * self.redone(p.module)
             if low:
                 total.low_f += forward

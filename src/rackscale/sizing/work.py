@@ -344,7 +344,7 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
             "activation": rows * width + tokens * shared,
         },
         kernels=22 if feed.shared_width else 16,
-        expert_kernels=6.0 * local,
+        expert_kernels=12.0 * local,
         unfused=CLAMPED_KERNELS * 1.5 * rows * up * BF16 if feed.clamped else 0.0,
         sums=1 if feed.shared_width else 0,  # the router works on its share of the tokens
         routed=own * inner * BF16 * _copies(feed, at),
