@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from rackscale.report.tables import plain
+from rackscale.report.columns import Bars, Blocks, Column, Fitting, stacked
+from rackscale.report.layouts import legend
+from rackscale.report.quantities import scaled, seconds, span
 from rackscale.report.words import duration, percent
 from rackscale.sizing.memory import TIGHT
 from rackscale.sizing.provenance import Input
@@ -36,11 +39,16 @@ HOPELESS = 0.01
 """Below this goodput no end is told."""
 SMALL = 0.0005
 """Shares of a step below this are not worth a line."""
+TOLD = 0.002
+"""Kinds of messages below this share are not worth a place in the table."""
+SCALED = {"FLOP/s": "FLOP/s", "bytes": "B", "bytes/s": "B/s", "bit/s": "bit/s"}
+"""Units that take a prefix."""
 
 
-def sizing(found: Sizing, recipe: Recipe, *, explain: bool) -> Stack:
+def sizing(found: Sizing, recipe: Recipe, *, explain: bool, warnings: Sequence[str] = ()) -> Stack:
     """Ranked layouts, then the best one's memory, time and money, then what all of it rests on."""
-    parts: list[RenderableType] = [*_head(found, recipe), Text()]
+    told = [Text(f"warning: {line}", style="yellow") for line in warnings]
+    parts: list[RenderableType] = [*_head(found, recipe), *told, Text()]
     if not found.fitting:
         parts += [
             Text("nothing fits in memory", style="bold red"),
@@ -70,29 +78,61 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
         Text(
             f"{recipe.task} in {recipe.precision}, {recipe.optimizer}, {recipe.family} of {recipe.year:.1f}"
         ),
-        Text(f"global batch {found.global_batch:,} x {found.sequence_tokens:,} tokens = {step:,.1f} M tokens a step"),
+        Text(
+            f"global batch {found.global_batch:,} x {found.sequence_tokens:,} tokens = {step:,.1f} M tokens a step"
+        ),
         Text(f"{found.considered:,} layouts considered, {found.fitting:,} fit in memory"),
     ]
 
 
-def _layouts(found: Sizing) -> Table:
-    names = ("layout", "step", "8 in 10 within", "tok/s/GPU", "MFU", "GB", "exposed %", "$/M tok")
-    table = plain("", *names)
-    for rank, one in enumerate(found.candidates, 1):
-        shares = {short: one.seconds[name] / one.step_s for name, short in EXPOSED.items()}
-        exposed = " ".join(f"{short} {100 * s:.1f}" for short, s in shares.items() if s >= 0.002)
-        table.add_row(
-            str(rank),
-            str(one.layout),
-            f"{one.step_s:,.3f} s",
-            f"{one.low_s:,.2f}-{one.high_s:,.2f} s",
-            f"{one.tokens_per_s_per_gpu:,.0f}",
-            percent(one.mfu),
-            Text(f"{one.total_bytes / 1e9:,.0f}", style="" if one.fits else "red"),
-            exposed or "-",
-            "-" if one.usd_per_million_tokens is None else f"{one.usd_per_million_tokens:,.3f}",
-        )
-    return table
+def _layouts(found: Sizing) -> Stack:
+    """Wide: messages by kind. Narrower: in total, and then without what is told elsewhere too."""
+    some = found.candidates
+    kinds = [_exposed(one) for one in some]
+    totals = [percent(one.exposed_s / one.step_s) for one in some]
+    layout = [str(one.layout) for one in some]
+    numbers = _numbers(found)
+    money = [Column("$/M tok", [f"{one.usd_per_million_tokens or 0.0:,.3f}" for one in some])]
+    if some[0].usd_per_million_tokens is None:
+        money = []
+    rank = Column("", [str(place) for place in range(1, len(some) + 1)])
+    table = Fitting(
+        *(
+            (
+                rank,
+                Column("layout", layout, least),
+                *numbers,
+                Column("exposed %", [stacked(each, per_line) or "-" for each in kinds]),
+                *money,
+            )
+            for least, per_line in ((28, 5), (22, 2))
+        ),
+        (rank, Column("layout", layout, 16), *numbers, Column("exposed", totals), *money),
+        (rank, Column("layout", layout, 14), *numbers, Column("exposed", totals)),
+        (rank, Column("layout", layout, 8), *numbers[:3]),
+    )
+    shown = any(kinds)
+    told = ["exposed: messages that nothing hides, of the step's time"] if shown else []
+    return Stack(table, Text(), legend((one.layout for one in some), *told))
+
+
+def _exposed(one: Candidate) -> list[str]:
+    shares = {short: one.seconds[name] / one.step_s for name, short in EXPOSED.items()}
+    return [f"{short} {100 * share:.1f}" for short, share in shares.items() if share >= TOLD]
+
+
+def _numbers(found: Sizing) -> list[Column]:
+    some = found.candidates
+    return [
+        Column("step", [seconds(one.step_s) for one in some]),
+        Column("8 in 10\nwithin", [span(one.low_s, one.high_s) for one in some]),
+        Column("tok/s\nper GPU", [f"{one.tokens_per_s_per_gpu:,.0f}" for one in some]),
+        Column("MFU", [percent(one.mfu) for one in some]),
+        Column(
+            "GB",
+            [Text(f"{one.total_bytes / 1e9:,.0f}", style="" if one.fits else "red") for one in some],
+        ),
+    ]
 
 
 def _best(found: Sizing, recipe: Recipe) -> list[str]:
@@ -105,12 +145,19 @@ def _best(found: Sizing, recipe: Recipe) -> list[str]:
     return [
         f"memory of 1: {_memory_in_words(best, found.hbm_bytes)}",
         peak,
-        f"one step in a hundred takes longer than {best.p99_s:,.3f} s ({best.p99_s / best.step_s - 1.0:+.1%})",
+        *_slowest(best),
         _goodput(found),
         *_run(found, best),
         f"for the scheduler: {gang}",
         *_whole_domains(found, recipe),
     ]
+
+
+def _slowest(best: Candidate) -> list[str]:
+    over = best.p99_s / best.step_s - 1.0
+    if over < SMALL:
+        return []
+    return [f"one step in a hundred takes longer than {seconds(best.p99_s)} ({over:+.1%})"]
 
 
 def _whole_domains(found: Sizing, recipe: Recipe) -> list[str]:
@@ -169,31 +216,41 @@ def _dollars(usd: float) -> str:
 
 def _where_time_goes(found: Sizing) -> list[RenderableType]:
     """A bar per layout, all to the scale of the slowest one shown; the table is their legend."""
-    longest = max(one.step_s for one in found.candidates)
-    lines: list[RenderableType] = [Text("where the time goes", style="bold")]
-    for rank, one in enumerate(found.candidates, 1):
-        bar, drawn, so_far = Text(f"{rank} "), 0, 0.0
-        for name, (symbol, style, _) in PARTS.items():
-            so_far += one.seconds[name]
-            cells = round(so_far / longest * BAR) - drawn
-            bar.append(symbol * cells, style)
-            drawn += cells
-        bar.append(f" {one.step_s:,.3f} s")
-        lines.append(bar)
-    table = plain("", "part of the step", *(str(rank) for rank in range(1, len(found.candidates) + 1)))
-    for name, (symbol, style, meaning) in PARTS.items():
-        shares = [one.seconds[name] / one.step_s for one in found.candidates]
-        if max(shares) > SMALL:
-            table.add_row(Text(symbol, style), meaning, *map(percent, shares))
-    return [*lines, Text(), table]
+    some = found.candidates
+    bars = Bars(
+        [
+            (
+                str(rank),
+                [(one.seconds[name], symbol, style) for name, (symbol, style, _) in PARTS.items()],
+                seconds(one.step_s),
+            )
+            for rank, one in enumerate(some, 1)
+        ],
+        widest=BAR,
+    )
+    told = [name for name in PARTS if max(one.seconds[name] / one.step_s for one in some) > SMALL]
+    table = Blocks(
+        (
+            Column("", [Text(PARTS[name][0], PARTS[name][1]) for name in told]),
+            Column("part of the step", [PARTS[name][2] for name in told], 24),
+        ),
+        [
+            Column(str(rank), [percent(one.seconds[name] / one.step_s) for name in told])
+            for rank, one in enumerate(some, 1)
+        ],
+    )
+    return [Text("where the time goes", style="bold"), bars, Text(), table]
 
 
-def _memory(found: Sizing) -> Table:
-    table = plain("memory, GB", *(str(rank) for rank in range(1, len(found.candidates) + 1)))
-    for name in found.candidates[0].bytes:
-        table.add_row(name, *(f"{one.bytes[name] / 1e9:,.1f}" for one in found.candidates))
-    table.add_row("total", *(f"{one.total_bytes / 1e9:,.1f}" for one in found.candidates))
-    return table
+def _memory(found: Sizing) -> Blocks:
+    names = list(found.candidates[0].bytes)
+    return Blocks(
+        (Column("memory, GB", [*names, "total"]),),
+        [
+            Column(str(rank), [f"{size / 1e9:,.1f}" for size in (*one.bytes.values(), one.total_bytes)])
+            for rank, one in enumerate(found.candidates, 1)
+        ],
+    )
 
 
 def _inputs_in_short(inputs: tuple[Input, ...]) -> list[str]:
@@ -208,12 +265,20 @@ def _inputs_in_short(inputs: tuple[Input, ...]) -> list[str]:
 
 
 def _value(one: Input) -> str:
-    value = f"{one.value:.5g}" if isinstance(one.value, float) else str(one.value)
-    return f"{value} {one.unit}".strip()
+    if one.value is None or isinstance(one.value, str):
+        return str(one.value)
+    if one.unit in SCALED:
+        return scaled(one.value, SCALED[one.unit])
+    number = f"{one.value:,}" if type(one.value) is int else f"{one.value:.5g}"
+    return f"{number} {one.unit}".strip()
 
 
-def _inputs(found: Sizing) -> Table:
-    table = plain("input", "value", "rests on", "source")
-    for one in found.inputs:
-        table.add_row(one.name, _value(one), one.provenance, one.source)
-    return table
+def _inputs(found: Sizing) -> Fitting:
+    return Fitting(
+        (
+            Column("input", [one.name for one in found.inputs]),
+            Column("value", [_value(one) for one in found.inputs], 18),
+            Column("rests on", [one.provenance for one in found.inputs]),
+            Column("source", [one.source for one in found.inputs], 20),
+        )
+    )
