@@ -35,15 +35,22 @@ class Scored(Struct, frozen=True, kw_only=True):
     """One row, predicted."""
 
     row: str
+    """`row_id`, or the line of the file."""
     source: str
+    """`source_id` or `source` of the table."""
     system: str
+    """Its name in the catalog."""
     model: str
+    """As the table names it."""
     precision: str
     gpus: int
     layout: str
+    """In short: `rackscale size` says what its letters mean."""
     measured_s: float
+    """Of a step."""
     predicted_s: float
     low_s: float
+    """Eight measurements in ten should lie between this and `high_s`."""
     high_s: float
     error: float
     """Predicted / measured - 1."""
@@ -59,7 +66,9 @@ class Score(Struct, frozen=True, kw_only=True):
     """The file that they come from; None: the published ones."""
     rows: tuple[Scored, ...]
     unread: tuple[Unread, ...]
+    """Rows that can't be used, with the reason."""
     total: Errors | None
+    """Of all rows; None: none could be read."""
     complete: Errors | None
     """Of rows that leave nothing open."""
     inside: float | None
@@ -132,11 +141,15 @@ class Calibrated(Struct, frozen=True, kw_only=True):
     held_back: int
     """Rows that the errors are of: each predicted by constants that have not seen it."""
     unread: tuple[Unread, ...]
+    """Rows that can't be used, with the reason."""
     before: Errors
+    """By the published constants, on rows held back."""
     after: Errors
+    """By those fitted, on the same rows."""
     gains: bool
     """Whether the median error became less on rows that the constants had not seen. If not: keep the published ones."""
     constants: dict[str, float]
+    """All of them, fitted to all rows."""
     moved: dict[str, float]
     """Constants that changed by more than 1 %, new over old."""
 
