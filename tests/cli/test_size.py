@@ -213,6 +213,14 @@ def test_layouts_wrap_but_numbers_never_break(model: str, columns: int) -> None:
         assert not broken_numbers(text)
 
 
+def test_the_picture_is_drawn_in_ascii_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    text = rackscale("size", "llama3-8b", "--system", "p5", "--gpus", 8, "--explain", columns=60).out
+    assert "1 ####" in text
+    assert "#  matrix products" in text
+    assert max(map(len, text.splitlines())) <= 60
+
+
 def test_what_the_letters_mean_is_told_for_those_that_appear() -> None:
     flat = ("--pp", 1, "--cp", 1, "--sharding", "zero1")
     plain = rackscale("size", "llama3-8b", "--system", "p5", "--gpus", 8, *flat)

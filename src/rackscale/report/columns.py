@@ -81,6 +81,16 @@ def stacked(parts: Sequence[str], per_line: int) -> str:
     return "\n".join(" ".join(line) for line in lines)
 
 
+class Either:
+    """One picture where letters beyond ASCII can be written, another where they can't."""
+
+    def __init__(self, picture: RenderableType, in_ascii: RenderableType) -> None:
+        self.picture, self.in_ascii = picture, in_ascii
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.in_ascii if options.ascii_only else self.picture
+
+
 class Bars:
     """Stacked bars, one a row, all to one scale, as wide as there is room for but at most `widest`."""
 

@@ -8,7 +8,7 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
 
-from rackscale.report.columns import Bars, Blocks, Column, Fitting, stacked
+from rackscale.report.columns import Bars, Blocks, Column, Either, Fitting, stacked
 from rackscale.report.layouts import legend
 from rackscale.report.quantities import scaled, seconds, span
 from rackscale.report.words import duration, percent
@@ -19,21 +19,21 @@ from rackscale.sizing.size import Candidate, Sizing
 
 BAR = 60
 PARTS = {
-    "products": ("█", "green", "matrix products"),
-    "attention": ("▓", "cyan", "attention, state spaces"),
-    "memory": ("▒", "blue", "norms, activations, quantisation, routing"),
-    "recompute": ("▚", "magenta", "computed again"),
-    "host": ("h", "yellow", "waits for the host"),
-    "tensor": ("t", "red", "exposed messages, tensor parallel"),
-    "context": ("c", "red", "exposed messages, context parallel"),
-    "expert": ("e", "red", "exposed messages, expert parallel"),
-    "pipeline": ("p", "red", "exposed messages, pipeline"),
-    "data": ("d", "red", "exposed messages, data parallel"),
-    "bubble": ("░", "yellow", "the pipeline fills and drains"),
-    "optimizer": ("o", "white", "optimizer"),
-    "other": ("·", "white", "stragglers and the rest"),
+    "products": ("█#", "green", "matrix products"),
+    "attention": ("▓=", "cyan", "attention, state spaces"),
+    "memory": ("▒-", "blue", "norms, activations, quantisation, routing"),
+    "recompute": ("▚r", "magenta", "computed again"),
+    "host": ("hh", "yellow", "waits for the host"),
+    "tensor": ("tt", "red", "exposed messages, tensor parallel"),
+    "context": ("cc", "red", "exposed messages, context parallel"),
+    "expert": ("ee", "red", "exposed messages, expert parallel"),
+    "pipeline": ("pp", "red", "exposed messages, pipeline"),
+    "data": ("dd", "red", "exposed messages, data parallel"),
+    "bubble": ("░~", "yellow", "the pipeline fills and drains"),
+    "optimizer": ("oo", "white", "optimizer"),
+    "other": ("·.", "white", "stragglers and the rest"),
 }
-"""How each part of a step is drawn, and what it is."""
+"""How each part of a step is drawn, where there is more than ASCII and where there is not, and what it is."""
 EXPOSED = {"tensor": "TP", "context": "CP", "expert": "EP", "pipeline": "PP", "data": "DP"}
 HOPELESS = 0.01
 """Below this goodput no end is told."""
@@ -215,13 +215,18 @@ def _dollars(usd: float) -> str:
 
 
 def _where_time_goes(found: Sizing) -> list[RenderableType]:
+    picture, in_ascii = (Stack(*_bars(found, drawn)) for drawn in (0, 1))
+    return [Text("where the time goes", style="bold"), Either(picture, in_ascii)]
+
+
+def _bars(found: Sizing, drawn: int) -> list[RenderableType]:
     """A bar per layout, all to the scale of the slowest one shown; the table is their legend."""
     some = found.candidates
     bars = Bars(
         [
             (
                 str(rank),
-                [(one.seconds[name], symbol, style) for name, (symbol, style, _) in PARTS.items()],
+                [(one.seconds[name], symbols[drawn], style) for name, (symbols, style, _) in PARTS.items()],
                 seconds(one.step_s),
             )
             for rank, one in enumerate(some, 1)
@@ -231,7 +236,7 @@ def _where_time_goes(found: Sizing) -> list[RenderableType]:
     told = [name for name in PARTS if max(one.seconds[name] / one.step_s for one in some) > SMALL]
     table = Blocks(
         (
-            Column("", [Text(PARTS[name][0], PARTS[name][1]) for name in told]),
+            Column("", [Text(PARTS[name][0][drawn], PARTS[name][1]) for name in told]),
             Column("part of the step", [PARTS[name][2] for name in told], 24),
         ),
         [
@@ -239,7 +244,7 @@ def _where_time_goes(found: Sizing) -> list[RenderableType]:
             for rank, one in enumerate(some, 1)
         ],
     )
-    return [Text("where the time goes", style="bold"), bars, Text(), table]
+    return [bars, Text(), table]
 
 
 def _memory(found: Sizing) -> Blocks:
@@ -274,11 +279,11 @@ def _value(one: Input) -> str:
 
 
 def _inputs(found: Sizing) -> Fitting:
+    name = Column("input", [one.name for one in found.inputs])
+    basis = Column("rests on", [one.provenance for one in found.inputs])
+    values, sources = [_value(one) for one in found.inputs], [one.source for one in found.inputs]
     return Fitting(
-        (
-            Column("input", [one.name for one in found.inputs]),
-            Column("value", [_value(one) for one in found.inputs], 18),
-            Column("rests on", [one.provenance for one in found.inputs]),
-            Column("source", [one.source for one in found.inputs], 20),
-        )
+        (name, Column("value", values, 18), basis, Column("source", sources, 20)),
+        (name, Column("value", values, 12), basis, Column("source", sources, 12)),
+        (name, Column("value", values, 8), Column("source", sources, 8)),
     )
