@@ -24,9 +24,9 @@ from rackscale.sizing import bands, calibration
 from rackscale.sizing.calibration import Errors, Problem
 from rackscale.sizing.layout import Array
 from rackscale.sizing.measurements import Measurement, groups, read
-from rackscale.sizing.memory import memory
+from rackscale.sizing.memory import OUT, memory, verdicts
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import candidates, price
+from rackscale.sizing.search import divisions, savings, search
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared/data/training/measured.csv"
@@ -126,13 +126,16 @@ def ranking(rows: list[Measurement], problem: Problem) -> None:
 
 
 def remembered(rows: list[Measurement]) -> None:
-    """No layout that ran may be called out of memory; where the table states the peak, how far off is ours?"""
+    """No layout that ran may be called out of memory; where the table states the peak, how far off is ours?
+
+    More: python -m benchmarks.memory."""
     over, off = [], []
     for row in rows:
         at = calibration.problem([row]).layouts
         need = float(memory(row.model, at, row.recipe).total[0])
         room = row.recipe.hardware.accelerator.hbm_bytes
-        if room is not None and need > room:
+        if verdicts(np.array([need]), room)[0] == OUT:
+            assert room is not None
             over.append(f"{row.row} {row.label} {row.layout}: {need / 1e9:.0f} GB of {room / 1e9:.0f}")
         if row.memory_bytes is not None:
             off.append(need / row.memory_bytes)
@@ -146,13 +149,17 @@ def remembered(rows: list[Measurement]) -> None:
 def speed() -> None:
     model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72", precision="fp8")
     began = time.process_time()
-    count = 0
+    priced = considered = 0
     while time.process_time() - began < 3.0:
-        at = candidates(model, gpus=2304, global_batch=2304, tokens=8192, domain=64)
-        price(model, at, recipe)
-        count += len(at)
+        at = divisions(model, gpus=2304, global_batch=2304, tokens=8192, domain=64)
+        found = search(model, at, savings(model, chip=recipe.chip), recipe)
+        priced += found.priced
+        considered += found.considered
     spent = time.process_time() - began
-    print(f"search: {count / spent:,.0f} layouts per second on one core ({len(at):,} in one search)")
+    print(
+        f"search: {priced / spent:,.0f} layouts priced per second on one core, {considered / spent:,.0f} decided"
+        f" ({found.priced:,} and {found.considered:,} in one search)"
+    )
     command = [
         sys.executable,
         "-c",

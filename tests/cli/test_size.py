@@ -353,3 +353,57 @@ def test_constants_are_checked(tmp_path: Path) -> None:
     assert "no table [constants]" in rackscale(*SIZE, "--constants", file, code=1).err
     file.write_text("[constants\n", "utf-8")
     assert "ours.toml" in rackscale(*SIZE, "--constants", file, code=1).err
+
+
+CROSSING = (
+    "size",
+    "llama3.1-70b",
+    "--system",
+    "gb200-nvl72",
+    "--gpus",
+    "512",
+    "--sharding",
+    "fsdp",
+    "--tp",
+    "8",
+)
+
+
+def layouts(*options: str) -> dict[str, dict[str, Any]]:
+    """Every layout by name."""
+    found = rackscale(*CROSSING, "--global-batch", "512", "--top", 1000, *options, "--json").json
+    return {json.dumps(one["layout"], sort_keys=True): one for one in found["candidates"]}
+
+
+def test_a_tight_fabric_is_never_faster_and_slows_what_leaves_its_leaf() -> None:
+    one = layouts()
+    free, tight = (layouts("--leaf", "64", "--oversubscription", x) for x in ("1", "4"))
+    assert one.keys() == free.keys() == tight.keys()
+    for name, at in one.items():
+        assert at["step_s"] <= free[name]["step_s"] * (1 + 1e-9)
+        assert free[name]["step_s"] <= tight[name]["step_s"] * (1 + 1e-9)
+        assert tight[name]["seconds"]["data"] > 1.5 * free[name]["seconds"]["data"]
+    assert layouts("--leaf", "512", "--oversubscription", "4") == one
+
+
+def test_a_leaf_and_its_uplinks_are_told() -> None:
+    size: tuple[str, ...] = (*CROSSING, "--leaf", "256")
+    assert (
+        "64 GPUs in each of 8 NVLink domains, 256 under each leaf, non-blocking above" in rackscale(*size).out
+    )
+    found = inputs(rackscale(*size, "--json").json)
+    assert (found["leaf"]["value"], found["leaf"]["provenance"]) == (256, "given")
+    assert (found["oversubscription"]["value"], found["oversubscription"]["provenance"]) == (1.0, "vendor")
+    size = (*size, "--oversubscription", "2")
+    assert "256 under each leaf, 2:1 above" in rackscale(*size).out
+    assert inputs(rackscale(*size, "--json").json)["oversubscription"]["provenance"] == "given"
+    usual = inputs(rackscale(*CROSSING, "--json").json)
+    assert (usual["leaf"]["value"], usual["leaf"]["provenance"]) == ("all GPUs", "assumed")
+    assert "oversubscription" not in usual
+
+
+def test_a_leaf_that_cannot_be_is_refused() -> None:
+    said = rackscale(*CROSSING, "--leaf", "100", code=1).err
+    assert "--leaf 100: a leaf holds whole NVLink domains, 64 GPUs of the job each: 64 or 128" in said
+    said = rackscale(*CROSSING, "--oversubscription", "2", code=1).err
+    assert "--oversubscription 2: says nothing without --leaf" in said

@@ -1,4 +1,4 @@
-"""Laws of collectives on two tiers, whatever the network."""
+"""Laws of collectives inside domains and between them, whatever the network; between leaves: test_leaves.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from rackscale.catalog import systems
-from rackscale.collectives import KINDS, Kind, Network, Tier, network, seconds
+from rackscale.collectives import KINDS, Kind, Network, network, seconds
 from rackscale.errors import UnknownNameError
+from tests.collectives.networks import WITHIN_ROUNDING, networks
 
-NAMES = ["gb200-nvl72", "u-p6e-gb300x72", "dgx-b200", "p5", "dgx-a100"]
 LINKED = [s.name for s in systems() if s.accelerator.maker == "NVIDIA"]
 
 kinds = st.sampled_from(KINDS)
@@ -21,38 +21,16 @@ counts = st.integers(1, 4096)
 factors = st.floats(1.0, 100.0)
 groups = st.tuples(counts, st.integers(1, 72))
 """Ranks, and how many of them a domain holds."""
-WITHIN_ROUNDING = 1.0 + 1e-9
-
-
-@st.composite
-def networks(draw: st.DrawFn) -> Network:
-    """Of the catalog, or any other whose fabric is not faster than its links."""
-    if draw(st.booleans()):
-        return network(draw(st.sampled_from(NAMES)))
-    link = draw(st.floats(1e10, 1e13))
-    sharp = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
-    out = draw(tiers(link * draw(st.floats(0.001, 1.0))))
-    return Network(
-        up=draw(tiers(link)), out=out, rails=draw(st.integers(1, 72)), sharp_bytes_per_s=sharp * link
-    )
-
-
-@st.composite
-def tiers(draw: st.DrawFn, bytes_per_s: float) -> Tier:
-    times = st.floats(0.0, 1e-3)
-    latency_s, step_s, ramp_s, fill_s = (draw(times) for _ in range(4))
-    return Tier(
-        bytes_per_s=bytes_per_s,
-        latency_s=latency_s,
-        step_s=step_s,
-        ramp_s=ramp_s,
-        fill_s=fill_s,
-        ramp_bytes=draw(st.floats(1.0, 1e9)),
-    )
 
 
 def time(kind: Kind, nbytes: float, ranks: float, local: float, on: Network) -> float:
     return float(seconds(kind, nbytes=nbytes, ranks=ranks, local=local, network=on))
+
+
+def bare(on: Network) -> Network:
+    """Bandwidth alone."""
+    free = dict.fromkeys(("latency_s", "step_s", "ramp_s", "fill_s"), 0.0)
+    return replace(on, up=replace(on.up, **free), out=replace(on.out, **free))
 
 
 @given(kinds, messages, counts, st.integers(1, 72), networks())
@@ -107,11 +85,53 @@ def test_more_bandwidth_is_never_slower(
     assert time(kind, nbytes, *group, replace(on, up=up, out=out)) <= time(kind, nbytes, *group, on)
 
 
-@given(messages, st.integers(2, 72), networks())
-def test_switches_that_add_up_are_never_slower(nbytes: float, ranks: int, on: Network) -> None:
+@given(kinds, messages, st.tuples(factors, factors), groups, networks())
+def test_less_latency_is_never_slower(
+    kind: Kind, nbytes: float, by: tuple[float, float], group: tuple[int, int], on: Network
+) -> None:
+    up = replace(on.up, latency_s=on.up.latency_s / by[0], step_s=on.up.step_s / by[1])
+    out = replace(on.out, fill_s=on.out.fill_s / by[0], ramp_s=on.out.ramp_s / by[1])
+    assert time(kind, nbytes, *group, replace(on, up=up, out=out)) <= time(kind, nbytes, *group, on)
+
+
+@given(kinds, messages, st.floats(0.0, 64.0), groups, networks())
+def test_more_rails_are_never_slower(
+    kind: Kind, nbytes: float, added: float, group: tuple[int, int], on: Network
+) -> None:
+    more = replace(on, rails=on.rails + added)
+    assert time(kind, nbytes, *group, more) <= time(kind, nbytes, *group, on)
+
+
+@given(messages, groups, networks())
+def test_switches_that_add_up_are_never_slower(nbytes: float, group: tuple[int, int], on: Network) -> None:
     plain = replace(on, sharp_bytes_per_s=0.0)
-    assert time("all_reduce", nbytes, ranks, ranks, on) <= time("all_reduce", nbytes, ranks, ranks, plain)
-    assert time("all_gather", nbytes, ranks, ranks, on) == time("all_gather", nbytes, ranks, ranks, plain)
+    assert time("all_reduce", nbytes, *group, on) <= time("all_reduce", nbytes, *group, plain)
+    assert time("all_gather", nbytes, *group, on) == time("all_gather", nbytes, *group, plain)
+
+
+@given(kinds, messages, st.lists(st.integers(1, 72), min_size=2, max_size=20), networks())
+def test_unequal_domains_are_no_faster_than_equal_ones(
+    kind: Kind, nbytes: float, parts: list[int], on: Network
+) -> None:
+    ranks = sum(parts)
+    equal = time(kind, nbytes, ranks, ranks / len(parts), on)
+    assert equal <= time(kind, nbytes, ranks, min(parts), on) * WITHIN_ROUNDING
+
+
+@given(st.floats(1e6, 1e11), st.lists(st.integers(1, 72), min_size=2, max_size=20))
+def test_an_all_to_all_over_unequal_domains_waits_for_the_emptiest(nbytes: float, parts: list[int]) -> None:
+    on, ranks = network("gb200-nvl72"), sum(parts)
+    slow = replace(bare(on), out=replace(bare(on).out, bytes_per_s=1e6))
+    sent = [nbytes / ranks * (ranks - own) for own in parts]  # by a GPU of each, through its own NIC
+    found = time("all_to_all", nbytes, ranks, min(parts), slow)
+    assert found == pytest.approx(max(sent) / 1e6, rel=1e-9)
+
+
+@pytest.mark.parametrize(("domains", "times"), [(2, 1.0), (3, 1.5), (4, 2.0), (64, 2.0)])
+def test_trees_send_a_message_out_of_a_domain_twice_from_four_domains_on(domains: int, times: float) -> None:
+    on = bare(network("dgx-h100"))
+    found = time("all_reduce", 1e9, 64 * domains, 64, replace(on, rails=2.0))
+    assert found == pytest.approx(times * 1e9 / (2.0 * on.out.bytes_per_s), rel=0.01)
 
 
 @given(messages, st.integers(2, 512), st.integers(1, 72), networks())

@@ -14,7 +14,7 @@ from rackscale import models
 from rackscale.models.description import Model
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import SHARDINGS, Layout, Layouts
-from rackscale.sizing.memory import Memory, memory
+from rackscale.sizing.memory import CLOSE, FITS, Memory, memory
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.search import candidates, factors, price
@@ -138,8 +138,11 @@ def test_more_memory_never_makes_the_best_slower(model: Model, system: str, more
     vars(large)["hardware"] = changed(small.hardware, accelerator=bigger)
     one, two = price(model, at, small), price(model, at, large)
     assert (two.fits >= one.fits).all()
-    if one.fits.any():
-        assert two.step.seconds[two.order[0]] <= one.step.seconds[one.order[0]]
+    assert (two.verdict <= one.verdict).all()
+    for verdict in (FITS, CLOSE):
+        some, more_ = one.verdict <= verdict, two.verdict <= verdict
+        if some.any():
+            assert two.step.seconds[more_].min() <= one.step.seconds[some].min()
 
 
 @given(model=models_, layout=layouts(), system=systems)
@@ -187,3 +190,16 @@ def test_a_bigger_batch_takes_longer_and_is_more_efficient() -> None:
     assert took == sorted(took)
     per_batch = [t / n for t, n in zip(took, (4, 8, 16, 32), strict=True)]
     assert per_batch == sorted(per_batch, reverse=True)
+
+
+@given(model=models_, layout=layouts(), system=systems)
+def test_zero2_scatters_every_micro_batch(model: Model, layout: Layout, system: str) -> None:
+    """Gradients divided cost messages per micro-batch; with a single one they are ZeRO-1's."""
+    recipe = Recipe(system=system)
+    for batches in (1, 8):
+        one, two = (arrays(changed(layout, sharding=way), batches=batches) for way in ("zero1", "zero2"))
+        first, second = seconds(model, one, recipe), seconds(model, two, recipe)
+        assert second >= first * (1 - 1e-9)
+        if batches == 1:
+            assert second == pytest.approx(first)
+        assert memory(model, two, recipe).total[0] <= memory(model, one, recipe).total[0] * (1 + 1e-9)

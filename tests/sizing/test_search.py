@@ -10,8 +10,9 @@ import pytest
 from rackscale import models
 from rackscale.sizing.constants import fitted
 from rackscale.sizing.layout import Layouts
+from rackscale.sizing.memory import CLOSE, FITS, OUT
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import Limits, candidates, layout_of, price
+from rackscale.sizing.search import Limits, candidates, divisions, layout_of, price, savings, search
 from rackscale.sizing.size import size
 from rackscale.sizing.step import Step
 from rackscale.workload import Shape
@@ -48,28 +49,106 @@ def test_the_first_is_the_fastest_that_fits(
     assert found.step.seconds[found.order[0]] == fitting.min()
 
 
+SPACES = [
+    # roomy; short of memory; experts with a near host; experts short of it; few wide experts; nothing fits
+    ("llama3.1-8b", 16, "dgx-h100", "bf16", 128, 4096),
+    ("llama3.1-70b", 64, "dgx-h100", "bf16", 64, 8192),
+    ("qwen3-30b-a3b", 16, "gb300-nvl72", "mxfp8", 64, 4096),
+    ("deepseek-v3-671b", 128, "gb200-nvl72", "fp8", 128, 4096),
+    ("mixtral-8x22b", 64, "dgx-h100", "bf16", 128, 4096),
+    ("llama3.1-405b", 16, "dgx-h100", "bf16", 16, 8192),
+]
+
+
+@pytest.mark.parametrize(("name", "gpus", "system", "precision", "batch", "tokens"), SPACES)
+def test_the_search_finds_what_pricing_everything_finds(  # noqa: PLR0917
+    name: str, gpus: int, system: str, precision: str, batch: int, tokens: int
+) -> None:
+    model, recipe = models.model(name), Recipe(system=system, precision=precision)  # type: ignore[arg-type]
+    near = min(recipe.hardware.gpus, 64)
+    at = divisions(model, gpus=gpus, global_batch=batch, tokens=tokens, domain=near)
+    space = candidates(model, gpus=gpus, global_batch=batch, tokens=tokens, domain=near, chip=recipe.chip)
+    every = price(model, space, recipe)
+    found = search(model, at, savings(model, chip=recipe.chip), recipe)
+    assert found.considered == len(every.layouts)
+    assert found.priced < found.considered
+    assert bool(found.fitting) == bool((every.verdict == FITS).any())
+    for verdict in (FITS, CLOSE):
+        of_all, of_found = every.verdict == verdict, found.best.verdict == verdict
+        best = every.step.seconds[every.order[of_all[every.order]]][:1]
+        assert list(found.best.step.seconds[found.best.order[of_found[found.best.order]]][:1]) == list(best)
+    if every.verdict[every.order[0]] == OUT:
+        assert found.best.memory.total[found.best.order[0]] == every.memory.total[every.order[0]]
+
+
+def test_the_space_holds_each_layout_once_with_every_way_to_save_memory() -> None:
+    model = models.model("deepseek-v3-671b")
+    few = Limits(cp=1, micro_batch=1, virtual=1)
+    at = candidates(model, gpus=64, global_batch=64, tokens=4096, domain=32, chip="GB200", limits=few)
+    told = [str(layout_of(at, place)) for place in range(len(at))]
+    assert len(set(told)) == len(told)
+    for part in (
+        "zero2",
+        "ETP4",
+        "hsdp",
+        "fsdp",
+        "recompute latent",
+        "recompute activation+norm",
+        "offload 75%",
+    ):
+        assert any(part in one for one in told), part
+    assert any("PP4" in one and "fsdp" in one for one in told)
+
+
+def test_a_dense_model_has_no_modules_of_experts_to_compute_again_and_a_far_host_no_offload() -> None:
+    ways = savings(models.model("llama3.1-70b"), chip="H100")
+    again = set().union(*(way.recompute for way in ways))
+    assert not again & {"experts", "latent"}
+    assert not any(way.offload for way in ways)
+    asked = savings(models.model("llama3.1-70b"), chip="H100", limits=Limits(offload=0.5))
+    assert {way.offload for way in asked} == {0.5}
+
+
+def test_a_tight_layout_comes_after_those_that_fit() -> None:
+    found = size(
+        models.model("llama3.1-70b"),
+        Recipe(system="dgx-h100"),
+        gpus=64,
+        global_batch=64,
+        tokens=8192,
+        top=400,
+    )
+    told = [one.verdict for one in found.candidates]
+    assert told == sorted(told, key=("fits", "tight", "out of memory").index)
+    assert found.faster is not None
+    assert found.faster.verdict == "tight"
+    assert found.faster.step_s < found.candidates[0].step_s
+    assert found.hbm_bytes is not None
+    assert all(one.total_bytes * 1.1 <= found.hbm_bytes for one in found.candidates if one.fits)
+
+
 @pytest.mark.parametrize(("name", "gpus", "system", "precision", "batch"), CASES)
 def test_layouts_divide_evenly(name: str, gpus: int, system: str, precision: str, batch: int) -> None:
     model = models.model(name)
     at = candidates(model, gpus=gpus, global_batch=batch, tokens=4096, domain=8)
-    for place in range(len(at)):
+    for place in range(0, len(at), 7):
         layout = layout_of(at, place)
         assert layout.tp * layout.pp * layout.cp * layout.dp == gpus
         assert batch % (layout.dp * layout.micro_batch) == 0
-        assert (layout.tp * layout.cp * layout.dp) % layout.ep == 0
+        assert (layout.tp * layout.cp * layout.dp) % (layout.ep * layout.etp) == 0
         assert layout.tp <= 8
-    assert len({str(layout_of(at, p)) for p in range(len(at))}) == len(at)
 
 
 def test_limits_are_kept() -> None:
     model = models.model("llama3.1-70b")
-    limits = Limits(tp=4, pp=4, virtual=5, micro_batch=1, recompute=frozenset())
+    limits = Limits(tp=4, pp=4, virtual=5, micro_batch=1, recompute=frozenset(), sharding="zero2")
     at = candidates(model, gpus=64, global_batch=128, tokens=8192, domain=8, limits=limits)
     assert len(at)
     assert set(at.tp) == {4.0}
     assert set(at.pp) == {4.0}
     assert set(at.virtual) == {5.0}
     assert not at.full.any()
+    assert {layout_of(at, place).sharding for place in range(len(at))} == {"zero2"}
 
 
 def test_a_job_of_many_racks_takes_equal_segments_and_leaves_spares() -> None:
@@ -116,7 +195,7 @@ def test_every_input_has_a_source() -> None:
 
 def test_zero_bubble_only_makes_the_bubble_less() -> None:
     model, recipe = models.model("llama3.1-70b"), Recipe(system="gb300-nvl72", precision="fp8")
-    plain = Limits(tp=2, pp=8, cp=1, virtual=1, micro_batch=1, recompute=frozenset())
+    plain = Limits(tp=2, pp=8, cp=1, virtual=1, micro_batch=1, recompute=frozenset(), sharding="zero1")
     one, two = (
         price(
             model, candidates(model, gpus=64, global_batch=128, tokens=8192, domain=64, limits=limits), recipe
@@ -131,16 +210,19 @@ def test_zero_bubble_only_makes_the_bubble_less() -> None:
 
 def test_all_to_all_context_parallelism_needs_heads_and_exchanges_less_than_a_long_ring() -> None:
     model, recipe = models.model("llama3.1-8b"), Recipe(system="gb300-nvl72")
-    asked = {"gpus": 32, "global_batch": 32, "tokens": 131_072, "domain": 32}
     ring, swapped = (
-        candidates(model, **asked, limits=Limits(tp=1, pp=1, cp=16, micro_batch=1, ulysses=ulysses))
-        for ulysses in (False, True)
+        candidates(model, gpus=32, global_batch=32, tokens=131_072, domain=32, limits=limits)
+        for limits in (one_way(ulysses=False), one_way(ulysses=True))
     )
     assert (
         price(model, swapped, recipe).step.context[0] < price(model, ring, recipe).step.context[0] / by_ring()
     )
     too_many = Limits(tp=4, pp=1, cp=16, ulysses=True)  # 32 heads are not enough for 64 ranks
     assert not len(candidates(model, gpus=64, global_batch=64, tokens=131_072, domain=64, limits=too_many))
+
+
+def one_way(*, ulysses: bool) -> Limits:
+    return Limits(tp=1, pp=1, cp=16, micro_batch=1, ulysses=ulysses)
 
 
 def by_ring() -> float:

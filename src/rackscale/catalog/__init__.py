@@ -29,6 +29,8 @@ class Accelerator(Row, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fp4_flop_per_s: float | None = None
     scale_up_bytes_per_s: float | None = None
     """NVLink or NeuronLink bandwidth as its maker counts it (NVIDIA: both directions together)."""
+    host_bytes_per_s: float | None = None
+    """Of the link to host memory, counted alike."""
     tdp_w: float | None = None
 
 

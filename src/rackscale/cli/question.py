@@ -10,9 +10,12 @@ from rackscale import catalog, models
 from rackscale.cli.values import Values
 from rackscale.errors import DocumentError, RackscaleError, UnknownNameError
 from rackscale.sizing.experts import experts_of
+from rackscale.sizing.layout import FULL, MODULES
 from rackscale.sizing.provenance import Input
 from rackscale.sizing.recipe import FAMILIES, NEWEST, OPTIMIZERS, PRECISIONS, TASKS, Recipe
-from rackscale.sizing.search import WAYS, Limits
+from rackscale.sizing.search import Limits
+from rackscale.sizing.segments import domain_gpus
+from rackscale.sizing.space import SHARDED
 
 if TYPE_CHECKING:
     from rackscale.models.description import Model
@@ -24,7 +27,7 @@ STEP_TOKENS = {"sft": 2.0**19, "lora": 2.0**19}
 """Of a step that fine-tunes, about, where nothing is said (assumed)."""
 PRETRAIN_TOKENS, PRETRAIN_PARAMETERS = 2.0**22, 7e9
 """Of a step, of a model so large. See `step_tokens`."""
-RECOMPUTE = {"none": frozenset[str](), "attention": frozenset({"attention"}), "full": frozenset({"layer"})}
+RECOMPUTE = {"none": frozenset[str](), "full": FULL} | {module: frozenset({module}) for module in MODULES}
 OLDEST, AHEAD = 2020.0, 1.0
 """Years: of the oldest software that is sized, and by how much one may be ahead of the newest known."""
 MOST_GPUS = 10_000_000
@@ -43,7 +46,7 @@ MEANT = {
         "torchtitan": "torch", "pytorch": "torch", "fsdp": "torch", "jax": "maxtext", "llm-foundry": "composer",
     },
     "sharding": {
-        "ddp": "zero1, which is the least that is modelled", "zero2": "zero1 or fsdp", "zero3": "fsdp", "fsdp2": "fsdp",
+        "ddp": "zero1, which is the least that is modelled", "zero3": "fsdp", "fsdp2": "fsdp",
     },
     "recompute": {"selective": "attention", "all": "full", "layer": "full", "yes": "full", "no": "none"},
 }  # fmt: skip
@@ -101,7 +104,7 @@ class Question:
             gpus = self.gpus << doubling
             if told := self._fitting(gpus, Limits()):
                 return [f"all layouts of these GPUs were tried; with --gpus {gpus} {told}"]
-        return [f"all layouts were tried, and nothing fits on {self.gpus << MORE:,} GPUs either"]
+        return [f"all layouts were tried, and nothing is sure to fit on {self.gpus << MORE:,} GPUs either"]
 
     def _fitting(self, gpus: int, limits: Limits) -> str | None:
         """How many layouts fit, and the best of them."""
@@ -109,9 +112,10 @@ class Question:
             found = self._sized(gpus, limits)
         except RackscaleError:
             return None
-        return (
-            f"{found.fitting:,} layouts fit, the best {found.candidates[0].layout}" if found.fitting else None
-        )
+        if not found.fitting:
+            return None
+        how_many = f"{found.fitting:,} division{'' if found.fitting == 1 else 's'} of the GPUs fit"
+        return how_many + ("s" if found.fitting == 1 else "") + f", the best {found.candidates[0].layout}"
 
 
 def freed_limits(limits: Limits) -> list[tuple[str, Limits]]:
@@ -231,6 +235,8 @@ def _recipe(
         optimizer=words["optimizer"],
         family=words["framework"],
         year=year,
+        leaf_gpus=asked["leaf"],
+        oversubscription=asked["oversubscription"],
     )
     _ = recipe.architecture  # raises where training is modelled on no such chip
     for name, value, why in (
@@ -245,17 +251,24 @@ def _recipe(
 
 
 def _limits(asked: dict[str, Any], read: Values) -> Limits:
-    plain = {f.name: asked[f.name] for f in fields(Limits) if f.name not in {"sharding", "recompute"}}
+    told = {"sharding", "recompute"}
+    plain = {f.name: asked[f.name] for f in fields(Limits) if f.name in asked and f.name not in told}
     sharding, again = asked["sharding"], asked["recompute"]
     return Limits(
         **plain,
         sharding=None
         if sharding is None
-        else read.word("--sharding", sharding, WAYS, meant=MEANT["sharding"]),
-        recompute=None
-        if again is None
-        else RECOMPUTE[read.word("--recompute", again, tuple(RECOMPUTE), meant=MEANT["recompute"])],
+        else read.word("--sharding", sharding, SHARDED, meant=MEANT["sharding"]),
+        recompute=None if again is None else _recompute(again, read),
     )
+
+
+def _recompute(text: str, read: Values) -> frozenset[str]:
+    """none, full, or modules such as norm+activation."""
+    words = [
+        read.word("--recompute", word, tuple(RECOMPUTE), meant=MEANT["recompute"]) for word in text.split("+")
+    ]
+    return FULL if "full" in words else frozenset[str]().union(*(RECOMPUTE[word] for word in words))
 
 
 def _sequence(model: Model, given: int | None, choices: Choices) -> tuple[int, list[str]]:
@@ -330,7 +343,7 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
         raise DocumentError([f"--gpus {gpus}: at most {MOST_GPUS:,} are sized"])
     problems = [
         f"--{name} {degree}: {gpus:,} GPUs are not a multiple of it"
-        for name in ("tp", "pp", "cp", "ep")
+        for name in ("tp", "pp", "cp", "ep", "etp")
         if (degree := getattr(limits, name)) is not None and gpus % degree
     ]
     node = hardware.gpus_per_node
@@ -350,9 +363,24 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
         problems.append(f"--precision {recipe.precision}: {chip.name} has no FP8; say bf16")
     elif recipe.precision == "mxfp8" and recipe.architecture != "blackwell":
         problems.append(f"--precision mxfp8: {chip.name} has no block scales; say fp8 or fp8-block")
-    problems += _undivided(model, limits)
+    problems += [*_leaves(recipe, segment or domain_gpus(hardware.name, gpus)), *_undivided(model, limits)]
     if problems:
         raise DocumentError(problems)
+
+
+def _leaves(recipe: Recipe, domain: int) -> list[str]:
+    """What can't be of the fabric; `domain`: GPUs of the job in each NVLink domain."""
+    leaf, tight = recipe.leaf_gpus, recipe.oversubscription
+    if leaf is None:
+        missing = "says nothing without --leaf, the GPUs of the job under one leaf switch"
+        return [] if tight is None else [f"--oversubscription {tight:g}: {missing}"]
+    if leaf % domain == 0:
+        return []
+    least = int(leaf // domain) * domain
+    sizes = [f"{size:,}" for size in (least, least + domain) if size]
+    return [
+        f"--leaf {leaf:g}: a leaf holds whole NVLink domains, {domain} GPUs of the job each: {' or '.join(sizes)}"
+    ]
 
 
 def _undivided(model: Model, limits: Limits) -> list[str]:

@@ -12,7 +12,7 @@ from rackscale.cli.output import FAILED, JsonOption, err, fail, show
 from rackscale.cli.scoring import PANEL, Constants
 
 TRAINED, LAID_OUT = "How it is trained", "Layout: what is left out is searched"
-COSTS, ANSWER = "Failures and money", "Answer"
+FABRIC, COSTS, ANSWER = "Fabric", "Failures and money", "Answer"
 
 
 def register(app: typer.Typer) -> None:
@@ -147,10 +147,37 @@ def size(
     pp: Annotated[int | None, _degree("Pipeline stages.")] = None,
     cp: Annotated[int | None, _degree("Context parallel ranks.")] = None,
     ep: Annotated[int | None, _degree("Expert parallel ranks.")] = None,
+    etp: Annotated[int | None, _degree("Tensor parallel ranks inside an expert.")] = None,
     micro_batch: Annotated[int | None, _degree("Sequences in one pass.")] = None,
     virtual: Annotated[int | None, _degree("Model chunks per stage.")] = None,
-    sharding: Annotated[str | None, _way("zero1, fsdp or hsdp.", "zero1", "fsdp", "hsdp")] = None,
-    recompute: Annotated[str | None, _way("none, attention or full.", "none", "attention", "full")] = None,
+    sharding: Annotated[
+        str | None, _way("zero1, zero2, fsdp or hsdp.", "zero1", "zero2", "fsdp", "hsdp")
+    ] = None,
+    recompute: Annotated[
+        str | None,
+        _way(
+            "none, full, or modules such as norm+activation: attention, mlp, norm, activation, latent, experts.",
+            "none",
+            "full",
+            "attention",
+            "mlp",
+            "norm",
+            "activation",
+            "latent",
+            "experts",
+        ),
+    ] = None,
+    offload: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Of layers whose activations wait in host memory.",
+            show_default=False,
+            rich_help_panel=LAID_OUT,
+        ),
+    ] = None,
     zero_bubble: Annotated[
         bool,
         typer.Option(
@@ -171,7 +198,25 @@ def size(
             min=1,
             metavar="GPUS",
             help="Of the job in each NVLink domain. [default: a power of two, spares are left]",
-            rich_help_panel=LAID_OUT,
+            rich_help_panel=FABRIC,
+        ),
+    ] = None,
+    leaf: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="GPUS",
+            help="Under one leaf switch or rail group. [default: all]",
+            rich_help_panel=FABRIC,
+        ),
+    ] = None,
+    oversubscription: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            metavar="X",
+            help="Of each leaf's uplinks: 2 where they carry half. [default: 1]",
+            rich_help_panel=FABRIC,
         ),
     ] = None,
     price: Annotated[

@@ -1,4 +1,4 @@
-"""The two tiers of a system's network, from the catalog and from tiers.toml: few constants, each with its source."""
+"""The tiers of a system's network, from the catalog and from tiers.toml: few constants, each with its source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct
@@ -35,12 +35,17 @@ class Tier(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Network(Struct, frozen=True, kw_only=True):
-    """A system's network: `up` inside an NVLink domain, `out` between domains."""
+    """A system's network: `up` inside an NVLink domain, `out` between domains, and what leaves lack of it."""
 
     up: Tier
     out: Tier
-    rails: int
-    """NICs of a domain that one collective drives at most."""
+    rails: float
+    """NICs of a domain whose worth one collective drives at most."""
+    oversubscription: float = 1.0
+    """GPUs under a leaf switch for each NIC's worth of its uplinks; 1: the fabric is non-blocking."""
+    oversubscription_origin: Origin | None = None
+    hop_s: float = 0.0
+    """What a step between leaves takes besides: the way over a spine."""
     sharp_bytes_per_s: float = 0.0
     """Message bytes per second of an all-reduce that the switches add up (NVLink SHARP); 0: they can't."""
 
@@ -66,11 +71,15 @@ def network(system_name: str) -> Network:
     assert chip.scale_up_bytes_per_s is not None
     link_bytes_per_s = chip.scale_up_bytes_per_s / 2.0
     bits_per_s = found.fabric_bits_per_s_per_gpu or table["unpublished"]["fabric_bits_per_s_per_gpu"]["value"]
-    up, out = links[chip.name], fabrics[_fabric(found, fabrics)]
+    kind = _fabric(found, fabrics)
+    up, out, spine = links[chip.name], fabrics[kind], table["spine"][kind]
     return Network(
         up=_tier(up, link_bytes_per_s, sources),
         out=_tier(out, bits_per_s / 8.0, sources),
         rails=out["rails"],
+        oversubscription=spine["oversubscription"]["value"],
+        oversubscription_origin=_origin(spine["oversubscription"], sources),
+        hop_s=spine["hop_s"]["value"],
         sharp_bytes_per_s=up.get("sharp_fraction", 0.0) * link_bytes_per_s,
     )
 
@@ -81,8 +90,6 @@ def _fabric(found: System, known: Iterable[str]) -> str:
 
 
 def _tier(row: Mapping[str, Any], link_bytes_per_s: float, sources: Mapping[str, Source]) -> Tier:
-    provenance: Provenance = "measured" if "measured" in row else "assumed"
-    source = sources[row[provenance]]
     return Tier(
         bytes_per_s=row["fraction"] * link_bytes_per_s,
         latency_s=row["latency_s"],
@@ -90,5 +97,11 @@ def _tier(row: Mapping[str, Any], link_bytes_per_s: float, sources: Mapping[str,
         ramp_s=row["ramp_s"],
         fill_s=row["fill_s"],
         ramp_bytes=row["ramp_bytes"],
-        origin=Origin(provenance=provenance, source=source.title, url=source.url, note=row.get("note", "")),
+        origin=_origin(row, sources),
     )
+
+
+def _origin(row: Mapping[str, Any], sources: Mapping[str, Source]) -> Origin:
+    provenance = next(word for word in get_args(Provenance) if word in row)
+    source = sources[row[provenance]]
+    return Origin(provenance=provenance, source=source.title, url=source.url, note=row.get("note", ""))

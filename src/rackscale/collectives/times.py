@@ -26,26 +26,73 @@ EXCHANGE = 0.93
 """An all-to-all's rate over an all-gather's: 0.87 to 0.98 on seven accelerators."""
 
 
-def seconds(kind: Kind, *, nbytes: Number, ranks: Number, local: Number, network: Network) -> Array:
-    """One collective among `ranks` GPUs, `local` of them in each NVLink domain, s.
+def seconds(
+    kind: Kind, *, nbytes: Number, ranks: Number, local: Number, network: Network, leaf: Number | None = None
+) -> Array:
+    """One collective among `ranks` GPUs, `local` of them in each NVLink domain, `leaf` under each leaf switch, s.
 
     `nbytes` is the message as NCCL counts it: what each rank contributes to an all-reduce, sends in an all-to-all or a
-    point-to-point, and holds after an all-gather or before a reduce-scatter. Zero where `ranks` is 1 or less.
+    point-to-point, and holds after an all-gather or before a reduce-scatter. Zero where `ranks` is 1 or less. `leaf`
+    None: all are under one. Where domains hold unequal parts of the ranks, `local` is the emptiest one's.
 
-    A large message takes the longer of the time inside domains and across them, which are pipelined. Inside, a ring
-    passes (ranks - 1)/ranks of it through each GPU, twice for an all-reduce, or the switches add it up (NVLink SHARP).
-    Across, an all-reduce moves 2 (domains - 1)/domains of it (a tree), a ring nearly all, through at most
-    `network.rails` NICs of a domain; an all-to-all uses each GPU's own. A small message pays for the steps of a ring,
-    or of a tree where that is less (Thakur, Rabenseifner, Gropp 2005, doi:10.1177/1094342005051521).
+    A large message takes the longest of its times inside domains, between them and between leaves, which are pipelined.
+    Inside, a ring passes (ranks - 1)/ranks of it through each GPU, twice for an all-reduce, or the switches add it up
+    (NVLink SHARP). Between domains, rings and trees use at most `network.rails` NICs of each; an all-to-all uses each
+    GPU's own. Between leaves they share the uplinks: one NIC's worth for each `network.oversubscription` GPUs. A small
+    message pays for the steps of a ring, or of a tree where that is less (Thakur, Rabenseifner, Gropp 2005,
+    doi:10.1177/1094342005051521).
     """
     message = np.asarray(nbytes, float)
-    n = np.maximum(np.asarray(ranks, float), 1.0)
-    inside = np.minimum(np.maximum(np.asarray(local, float), 1.0), n)
+    n, inside = _ranks(ranks, local)
     domains = n / inside
-    pace = np.maximum(_inside(kind, n, network), _across(kind, n, inside, domains, network))
-    outside = (domains > 1.0) * _overhead(kind, network.out, message, domains)
-    time = message * pace + _overhead(kind, network.up, message, n) + outside
-    return np.asarray((n > 1.0) * time)
+    nics = np.minimum(inside, network.rails)
+    byte_s = 1.0 / network.out.bytes_per_s
+    pace = np.maximum(_inside(kind, n, network), _between(kind, n, inside, nics, byte_s))
+    time = _overhead(kind, network.up, message, n)
+    time = time + (domains > 1.0) * _overhead(kind, network.out, message, domains)
+    if leaf is not None:
+        under = np.minimum(np.maximum(leaf, inside), n)
+        uplink_s = byte_s * network.oversubscription
+        uplinks = np.minimum(nics * network.oversubscription, under)
+        pace = np.maximum(pace, _between(kind, n, under, uplinks, uplink_s))
+        time = time + network.hop_s * _steps(kind, n / under)
+    return np.asarray((n > 1.0) * (message * pace + time))
+
+
+def dispatch(
+    *,
+    across_bytes: Number,
+    inside_bytes: Number,
+    ranks: Number,
+    local: Number,
+    network: Network,
+    leaf: Number | None = None,
+) -> Array:
+    """Tokens on their way to their experts among `ranks` GPUs, placed as `seconds` tells, s.
+
+    As DeepEP and HybridEP send them: a token crosses the fabric once per domain that holds an expert of its own,
+    through its GPU's own NIC, and is forwarded over NVLink there. `across_bytes` is what one rank sends to other
+    domains; `inside_bytes` what it sends to other ranks of its domain, its own tokens and those that it forwards. Both
+    flow at once, so the longer counts, with one message's latency on each tier. Balanced: every rank sends as much. The
+    way back (combine) takes the same time for its own bytes. Zero where `ranks` is 1 or less.
+    """
+    n, inside = _ranks(ranks, local)
+    up, out = network.up, network.out
+    across = np.asarray(across_bytes, float) / (EXCHANGE * out.bytes_per_s)
+    time = np.maximum(np.asarray(inside_bytes, float) / (EXCHANGE * up.bytes_per_s), across)
+    latency = up.latency_s + up.step_s + (n > inside) * (out.latency_s + out.step_s)
+    if leaf is not None:
+        under = np.minimum(np.maximum(leaf, inside), n)
+        apart = (n - under) / np.maximum(n - inside, 1.0)  # of what leaves the domain, what leaves the leaf
+        time = np.maximum(time, across * network.oversubscription * apart)
+        latency = latency + (n > under) * network.hop_s
+    return np.asarray((n > 1.0) * (time + latency))
+
+
+def _ranks(ranks: Number, local: Number) -> tuple[Array, Array]:
+    """Of the collective, and of its part in a domain; at least one."""
+    n = np.maximum(np.asarray(ranks, float), 1.0)
+    return n, np.minimum(np.maximum(np.asarray(local, float), 1.0), n)
 
 
 def _inside(kind: Kind, n: Array, network: Network) -> Array:
@@ -64,18 +111,30 @@ def _inside(kind: Kind, n: Array, network: Network) -> Array:
     return np.asarray(np.minimum(ring, 1.0 / network.sharp_bytes_per_s) if network.sharp else ring)
 
 
-def _across(kind: Kind, n: Array, inside: Array, domains: Array, network: Network) -> Array:
-    """Seconds per byte of the message between domains."""
-    byte_s = 1.0 / network.out.bytes_per_s
+def _between(kind: Kind, n: Array, group: Array, nics: Array, byte_s: float) -> Array:
+    """Seconds per byte of the message between groups of ranks: domains, or what is under a leaf.
+
+    A ring visits one group after the other, so that one flow per NIC leaves each. NCCL's two binary trees (Sanders,
+    Speck, Traff 2009, doi:10.1016/j.parco.2009.09.001) send half the message each: once where there are two groups,
+    from four groups on twice, as a ring does; three take one and a half.
+    """
     if kind == "all_to_all":
-        return np.asarray((n - inside) * byte_s / n)
+        return np.asarray((n - group) * byte_s / n)
     if kind == "point_to_point":
-        return np.asarray((domains > 1.0) * byte_s)
-    nics = np.minimum(inside, float(network.rails))
+        return np.asarray((n > group) * byte_s)
+    apart = (n > group) * byte_s / nics
     if kind == "all_reduce":
-        return np.asarray((domains - 1.0) * (2.0 * byte_s) / (domains * nics))
-    apart = (domains > 1.0) * byte_s / nics
+        tree = np.minimum(np.maximum(n / group / 2.0, 1.0), 2.0)
+        return np.asarray(np.minimum(tree, 2.0 - 2.0 / n) * apart)
     return np.asarray(apart if kind == "broadcast" else apart * (n - 1.0) / n)
+
+
+def _steps(kind: Kind, n: Array) -> Array:
+    """Steps of a ring of `n`, or of a tree where that is less; twice for an all-reduce; the one of a point-to-point."""
+    if kind == "point_to_point":
+        return np.asarray((n > 1.0) * 1.0)
+    rounds = 2.0 if kind == "all_reduce" else 1.0
+    return np.asarray(rounds * np.minimum(n - 1.0, TREE_STEP * np.log2(n)))
 
 
 def _overhead(kind: Kind, tier: Tier, message: Array, n: Array) -> Array:
@@ -83,8 +142,6 @@ def _overhead(kind: Kind, tier: Tier, message: Array, n: Array) -> Array:
     if kind == "point_to_point":  # nobody else to wait for
         return np.asarray(tier.latency_s + tier.step_s)
     rounds = 2.0 if kind == "all_reduce" else 1.0
-    ring = n - 1.0
-    steps = np.minimum(ring, TREE_STEP * np.log2(n))
     large = message / (message + tier.ramp_bytes)
-    full = tier.ramp_s + (rounds * tier.fill_s) * ring
-    return np.asarray(tier.latency_s + (rounds * tier.step_s) * steps + large * full)
+    full = tier.ramp_s + (rounds * tier.fill_s) * (n - 1.0)
+    return np.asarray(tier.latency_s + tier.step_s * _steps(kind, n) + large * full)

@@ -10,10 +10,10 @@ from rackscale.sizing.layout import Layout
 
 DEGREES = {"tp": "tensor", "pp": "pipeline", "cp": "context", "ep": "expert"}
 SHARDED = {
-    "none": "none: replicas divide nothing but the batch",
+    "none": "none: replicas divide the batch alone",
     "zero1": "zero1: replicas divide the optimizer's states",
-    "zero2": "zero2: they divide gradients too",
-    "fsdp": "fsdp: they divide parameters too",
+    "zero2": "zero2: replicas divide states and gradients",
+    "fsdp": "fsdp: replicas divide states, gradients and parameters",
 }
 
 
@@ -23,6 +23,8 @@ def legend(layouts: Iterable[Layout], *more: str) -> Text:
     parts = [_degrees(every)]
     if chunks := next((one for one in every if one.virtual > 1), None):
         parts.append(f"PP{chunks.pp}x{chunks.virtual}: {chunks.virtual} chunks of layers per stage")
+    if any(one.etp > 1 for one in every):
+        parts.append("ETP: tensor parallel ranks inside an expert")
     if any(one.zero_bubble for one in every):
         parts.append("zero-bubble: weights' gradients fill the pipeline's gaps")
     if any(one.ulysses and one.cp > 1 for one in every):

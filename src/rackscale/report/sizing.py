@@ -29,6 +29,7 @@ PARTS = {
     "expert": ("ee", "red", "exposed messages, expert parallel"),
     "pipeline": ("pp", "red", "exposed messages, pipeline"),
     "data": ("dd", "red", "exposed messages, data parallel"),
+    "offload": ("mm", "red", "waits for activations in host memory"),
     "bubble": ("░~", "yellow", "the pipeline fills and drains"),
     "optimizer": ("oo", "white", "optimizer"),
     "other": ("·.", "white", "stragglers and the rest"),
@@ -41,6 +42,8 @@ SMALL = 0.0005
 """Shares of a step below this are not worth a line."""
 TOLD = 0.002
 """Kinds of messages below this share are not worth a place in the table."""
+VERDICTS = {"out of memory": "short"}
+"""Shorter words for the table."""
 SCALED = {"FLOP/s": "FLOP/s", "bytes": "B", "bytes/s": "B/s", "bit/s": "bit/s"}
 """Units that take a prefix."""
 
@@ -51,7 +54,10 @@ def sizing(found: Sizing, recipe: Recipe, *, explain: bool, warnings: Sequence[s
     parts: list[RenderableType] = [*_head(found, recipe), *told, Text()]
     if not found.fitting:
         parts += [
-            Text("nothing fits in memory", style="bold red"),
+            Text(
+                "nothing is sure to fit in memory" if found.tight else "nothing fits in memory",
+                style="bold red",
+            ),
             *(Text(f"  {line}") for line in found.advice),
         ]
         parts += [Text(), Text("nearest to fitting:"), _layouts(found)]
@@ -72,6 +78,11 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
         if domains > 1
         else "one NVLink domain"
     )
+    if recipe.leaf_gpus is not None and recipe.leaf_gpus < found.gpus:
+        tight = recipe.network.oversubscription
+        where += f", {recipe.leaf_gpus:g} under each leaf, " + (
+            f"{tight:g}:1 above" if tight > 1.0 else "non-blocking above"
+        )
     step = found.global_batch * found.sequence_tokens / 1e6
     return [
         Text(f"{found.model} on {found.gpus:,} x {recipe.chip} ({found.system}: {where})", style="bold"),
@@ -81,7 +92,10 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
         Text(
             f"global batch {found.global_batch:,} x {found.sequence_tokens:,} tokens = {step:,.1f} M tokens a step"
         ),
-        Text(f"{found.considered:,} layouts considered, {found.fitting:,} fit in memory"),
+        Text(
+            f"{found.considered:,} layouts considered; {found.fitting:,} of {found.divisions:,} divisions of the"
+            " GPUs fit in memory" + (f", {found.tight:,} are tight" if found.tight else "")
+        ),
     ]
 
 
@@ -113,6 +127,8 @@ def _layouts(found: Sizing) -> Stack:
     )
     shown = any(kinds)
     told = ["exposed: messages that nothing hides, of the step's time"] if shown else []
+    if any(one.verdict == "tight" for one in some):
+        told.append("tight: nearer to full, or over it, than the estimate is sure")
     return Stack(table, Text(), legend((one.layout for one in some), *told))
 
 
@@ -128,11 +144,19 @@ def _numbers(found: Sizing) -> list[Column]:
         Column("8 in 10\nwithin", [span(one.low_s, one.high_s) for one in some]),
         Column("tok/s\nper GPU", [f"{one.tokens_per_s_per_gpu:,.0f}" for one in some]),
         Column("MFU", [percent(one.mfu) for one in some]),
+        *_verdicts(some),
         Column(
             "GB",
             [Text(f"{one.total_bytes / 1e9:,.0f}", style="" if one.fits else "red") for one in some],
         ),
     ]
+
+
+def _verdicts(some: Sequence[Candidate]) -> list[Column]:
+    """Told only where not all fit."""
+    if all(one.fits for one in some):
+        return []
+    return [Column("memory", [VERDICTS.get(one.verdict, one.verdict) for one in some])]
 
 
 def _best(found: Sizing, recipe: Recipe) -> list[str]:
@@ -145,12 +169,21 @@ def _best(found: Sizing, recipe: Recipe) -> list[str]:
     return [
         f"memory of 1: {_memory_in_words(best, found.hbm_bytes)}",
         peak,
+        *_faster(found),
         *_slowest(best),
         _goodput(found),
         *_run(found, best),
         f"for the scheduler: {gang}",
         *_whole_domains(found, recipe),
     ]
+
+
+def _faster(found: Sizing) -> list[str]:
+    one = found.faster
+    if one is None or not found.fitting:
+        return []
+    need = f"needs {one.total_bytes / 1e9:,.0f} GB, which is tight"
+    return [f"{one.layout} takes {seconds(one.step_s)}, but {need}: try it before you rely on it"]
 
 
 def _slowest(best: Candidate) -> list[str]:

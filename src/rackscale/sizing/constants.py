@@ -10,7 +10,7 @@ from importlib import resources
 from msgspec import Struct, convert
 
 from rackscale.models.description import Experts
-from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
+from rackscale.sizing.recipe import Recipe
 
 
 class Constant(Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,7 @@ def _text(filename: str) -> str:
 def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ...]]:
     """Which constants play which part for `recipe`; a part's factor is the product of its constants."""
     arch, family, precision = recipe.architecture, recipe.family, recipe.precision
-    chip = {"B300": "GB300", "H100": "", "B200": "", "A100-80GB": ""}.get(recipe.chip, recipe.chip)
+    chip = {"H100": "", "B200": "", "A100-80GB": ""}.get(recipe.chip, recipe.chip)
     every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + (
         (family,) if family in {"mlperf", "plain"} else ()
     )
@@ -56,7 +56,6 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "hopper": "clock.hopper.low",
         "blackwell": f"clock.blackwell.{'fp8' if precision in {'fp8', 'fp8-block', 'bf16'} else precision}",
     }[arch]
-    early = experts is not None and experts.gated and recipe.year < FUSED_EXPERTS
     core = (*every, f"core.{arch}", *(("core.composer",) if software == "composer" else ()))
     cast = {"mxfp8": "cast.mx", "fp8-block": "cast.mx", "nvfp4": "cast.nvfp4"}.get(precision, "cast.low")
     return {
@@ -71,15 +70,17 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "scan": (*every, f"scan.{'blackwell' if arch == 'blackwell' else 'hopper'}"),
         "moved": (f"memory.{software}",),
         "cast": (cast,),
-        "cast_experts": (cast, "cast.experts", *(("early.experts",) if early else ())),
+        "cast_experts": (cast, "cast.experts"),
         "routing": ("routing",),
         "launch": ("launch.megatron",) if software == "megatron" else ("launch.eager",),
-        "graph": ("launch.graph",) if recipe.graphs else (),
-        "each_expert": ("launch.expert",),
+        "graph": ("launch.graph",) if recipe.graphs != "none" else (),
+        "each_expert": ("launch.expert", "launch.graph") if recipe.graphs == "step" else ("launch.expert",),
         "kernel": ("kernel",),
         "tp": () if not recipe.overlaps_tp else ("tp.megatron",) if software == "megatron" else ("tp.torch",),
         "ring": ("ring",),
-        "ep": ("ep",),
+        "ep": ("ep", "ep.overlap") if recipe.overlaps_ep else ("ep",),
+        "ep_far": ("ep.far", "ep.overlap") if recipe.overlaps_ep else ("ep.far",),
+        "offload": ("offload",),
         "hop": ("hop",),
         "window": ("dp.window",),
         "fsdp": ("fsdp.window",),

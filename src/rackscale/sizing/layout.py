@@ -49,6 +49,8 @@ class Layout(Struct, frozen=True, kw_only=True):
     shard: int = 0
     """Ranks that states are divided among; 0: all of data and context parallelism (HSDP: fewer)."""
     recompute: frozenset[str] = frozenset()
+    recomputed: float = 1.0
+    """Share of layers that whole layers' recompute concerns (Megatron's method "block")."""
     offload: float = 0.0
     """Share of layers whose activations wait in host memory."""
 
@@ -62,11 +64,12 @@ class Layout(Struct, frozen=True, kw_only=True):
         if self.zero_bubble:
             parts[-1] += " zero-bubble"
         parts += [f"CP{self.cp}" + (" all-to-all" if self.ulysses else "")] * (self.cp > 1)
-        parts += [f"EP{self.ep}" + (f" ETP{self.etp}" if self.etp > 1 else "")] * (self.ep > 1)
+        parts += [f"EP{self.ep}"] * (self.ep > 1) + [f"ETP{self.etp}"] * (self.etp > 1)
         sharding = f"hsdp({self.shard})" if self.sharding == "fsdp" and self.shard else self.sharding
         parts += [f"DP{self.dp}", sharding, f"MB{self.micro_batch}"]
         if self.recompute:
-            parts.append("recompute " + "+".join(sorted(self.recompute)))
+            share = f" of {self.recomputed:.0%}" if self.recompute == FULL and self.recomputed < 1.0 else ""
+            parts.append("recompute " + "+".join(sorted(self.recompute)) + share)
         if self.offload:
             parts.append(f"offload {self.offload:.0%}")
         return " ".join(parts)
@@ -93,7 +96,7 @@ class Layouts:
     again: tuple[Array, ...]
     """For each of MODULES: 1 where it is computed again."""
     full: Array
-    """1 where a whole layer is computed again."""
+    """Share of layers that are computed again as a whole."""
     offload: Array
     global_batch: Array
     """Sequences per step."""
@@ -148,7 +151,7 @@ class Layouts:
         def each(value: float | Iterable[float]) -> Array:
             return np.broadcast_to(np.asarray(value, dtype=float), len(layouts)).copy()
 
-        full = np.array(["layer" in layout.recompute for layout in layouts], dtype=float)
+        full = np.array([layout.recomputed * ("layer" in layout.recompute) for layout in layouts])
         dp = np.array([layout.dp for layout in layouts], dtype=float)
         shard = column("shard")
         return cls(

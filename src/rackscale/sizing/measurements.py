@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from math import gcd
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,9 @@ from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
 from rackscale.models.description import Model
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
-from rackscale.sizing.memory import TIGHT
+from rackscale.sizing.memory import TIGHT, Memory
 from rackscale.sizing.memory import memory as memory_of
-from rackscale.sizing.recipe import NEWEST, Family, Precision, Recipe, Task
+from rackscale.sizing.recipe import NEWEST, Dispatcher, Family, Graphs, Precision, Recipe, Task
 from rackscale.sizing.segments import domain_gpus
 
 T = TypeVar("T")
@@ -213,7 +214,7 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
         as_told = layout
         layout = _least_recompute(model, layout, recipe, batch, tokens)
         if layout != as_told:
-            of.assumed.append("recompute")
+            of.assumed.append("recompute" if layout.sharding == as_told.sharding else "dp_type")
     return Measurement(
         row=row,
         source=of.text("source_id") or of.text("source"),
@@ -233,15 +234,32 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
 def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
     """Where a table leaves open what was kept: all of it if that fits in memory.
 
-    Else activations wait in host memory where it is as near as Grace's, or everything is computed again.
+    Else activations wait in host memory where it is as near as Grace's, or everything is computed again. Where not even
+    weights and gradients fit, the table does not say that they are divided (FSDP).
     """
-    at = Layouts.of([layout], global_batch=batch, tokens=tokens, domain=layout.gpus)
     room = recipe.hardware.accelerator.hbm_bytes
-    if room is None or float(memory_of(model, at, recipe).total[0]) <= room * (1.0 + TIGHT):
+    if room is None:
+        return layout
+    needs = _needs(model, layout, recipe, batch, tokens)
+    if float((needs.parameters + needs.gradients)[0]) > room:
+        layout = msgspec.structs.replace(layout, sharding="fsdp")
+        needs = _needs(model, layout, recipe, batch, tokens)
+    if float(needs.total[0]) <= room * (1.0 + TIGHT):
         return layout
     if recipe.chip in {"GB200", "GB300"}:
         return msgspec.structs.replace(layout, offload=OFFLOADED)
-    return msgspec.structs.replace(layout, recompute=FULL)
+    shares = (msgspec.structs.replace(layout, recompute=FULL, recomputed=n / 8) for n in range(1, 9))
+    room = room * (1.0 + TIGHT)
+    return next(
+        (s for s in shares if float(_needs(model, s, recipe, batch, tokens).total[0]) <= room),
+        msgspec.structs.replace(layout, recompute=FULL),
+    )
+
+
+def _needs(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Memory:
+    return memory_of(
+        model, Layouts.of([layout], global_batch=batch, tokens=tokens, domain=layout.gpus), recipe
+    )
 
 
 def _model(of: _Fields) -> Model | None:
@@ -292,7 +310,12 @@ def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str
         of.reasons.append(f"dp_type: {text!r} is unknown; say ddp+dist-optimizer, zero2, fsdp, hsdp or none")
     sharding, shard = _sharding(text, system)
     # Megatron's own default divides experts as the rest is; Megatron Bridge's recipes, since 2025, don't
-    ep = of.count("ep", 1, matters=model is not None and experts_of(model) is not None)
+    experts = None if model is None else experts_of(model)
+    # DeepEP is there to send tokens to experts: a table that names it and no degree divides them as far as it goes
+    usual = (
+        gcd(gpus, experts.count) if experts is not None and "deepep" in of.text("framework").lower() else 1
+    )
+    ep = of.count("ep", usual, matters=experts is not None)
     etp = of.count("etp", tp if _year(of.text("source_date")) < 2025.4 else 1)
     virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)
     return Layout(
@@ -355,6 +378,7 @@ def _offload(of: _Fields, depth: int) -> float:
 
 def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
     family = _family(of)
+    all_bf16 = "automodel" in of.text("framework").lower()
     task = of.text("task") or "pretrain"
     nic = of.number("nic_gbps_per_gpu")
     return Recipe(
@@ -363,12 +387,39 @@ def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
         task=_one_of(task, ("pretrain", "sft", "lora"), of),
         family=family,
         year=_year(of.text("source_date")),
-        graphs="none" not in of.text("cuda_graph"),
+        graphs=_graphs(of),
+        dispatcher=_dispatcher(of),
+        overlaps_ep=bool(re.search(r"a2a_overlap=true|ep_overlap=on", of.text("comm_overlap").lower())),
         nic_bits_per_s=None if nic is None else nic * 1e9,
-        overlaps_tp="tp_overlap=none" not in of.text("comm_overlap"),
+        overlaps_tp=_overlaps_tp(of, family),
         document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
-        gradient_bytes=4.0 if family in {"torch", "composer", "plain"} else 2.0,
+        gradient_bytes=4.0 if family in {"torch", "composer", "plain"} and not all_bf16 else 2.0,
+        all_bf16=all_bf16,
     )
+
+
+def _overlaps_tp(of: _Fields, family: Family) -> bool:
+    """Megatron-LM and torchtitan do it only where they are told to; NeMo's recipes, unless they are told not to."""
+    words = of.text("comm_overlap").lower()
+    if family in {"plain", "torch", "composer"}:
+        return "tp-comm-overlap" in words or "async_tp" in words
+    return "tp_overlap=none" not in words and "tp_comm_overlap=false" not in words
+
+
+def _dispatcher(of: _Fields) -> Dispatcher:
+    """What the table names; else what Megatron Bridge's recipes had then."""
+    words = of.text("comm_overlap").lower() + of.text("framework").lower()
+    if "deepep" in words or "hybridep" in words:
+        return "once"
+    told = "dispatcher" in words or "a2a_overlap" in words
+    return "alltoall" if told or _year(of.text("source_date")) < 2025.6 else "once"
+
+
+def _graphs(of: _Fields) -> Graphs:
+    words = of.text("cuda_graph").lower() + of.text("comm_overlap").lower()
+    if "none" in of.text("cuda_graph"):
+        return "none"
+    return "step" if "full" in words else "layers"
 
 
 def _family(of: _Fields) -> Family:

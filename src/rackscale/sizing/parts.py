@@ -14,7 +14,9 @@ import numpy.typing as npt
 from rackscale import collectives, kernels
 from rackscale.collectives import Kind
 from rackscale.models.description import Model
+from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layouts
+from rackscale.sizing.memory import kept_of
 from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
 from rackscale.sizing.work import BF16, Product, Work, head_work, layers_of, tokens_of, works_of
 
@@ -70,14 +72,18 @@ class Parts:
     ring_b: Array
     swap: Array
     """Heads exchanged for tokens and back, both ways; nothing hides it."""
-    ep_f: Array
-    ep_b: Array
+    ep: Array
+    """Tokens to experts and back, both ways, as if all were in one domain."""
+    ep_far: Array
+    """What that takes longer across domains."""
+    offload: Array
+    """Activations that go to host memory; they come back as fast."""
     hop: Array
     """One activation passed to the next stage."""
     gather: Array
     """FSDP: all parameters of a stage gathered once."""
     scatter: Array
-    """FSDP: all gradients of a stage scattered once."""
+    """FSDP, and ZeRO-2 but for the last micro-batch: all gradients of a stage scattered once."""
     step_reduce: Array
     """Gradients of a stage reduced once per step."""
     step_gather: Array
@@ -113,6 +119,14 @@ class _Pricer:
 
     def __init__(self, model: Model, at: Layouts, recipe: Recipe, total: Parts) -> None:
         self.model, self.at, self.recipe, self.total = model, at, recipe, total
+        experts = experts_of(model)
+        self.fused = (
+            experts is not None
+            and experts.gated
+            and not experts.clamped
+            and recipe.year >= FUSED_EXPERTS
+            and recipe.precision == "mxfp8"
+        )
         self.again = dict(zip(MODULES, at.again, strict=True))
         vocabulary = (2.0 - model.tied_embeddings) * model.vocab * model.hidden
         self.own: Array = vocabulary / at.tp / at.pp
@@ -126,6 +140,7 @@ class _Pricer:
             self.product(product, count)
         self.cores(work, count)
         self.moved(work, count)
+        self.offloaded(work, count)
         total.kernels_f += count * work.kernels
         total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + self.at.full / 2.0)
         total.kernels_experts += (
@@ -183,7 +198,10 @@ class _Pricer:
         each = BF16 + 2.0 * self.recipe.product_bytes
         rows = count * p.m * (1.0 if p.groups is None else p.groups)
         if p.groups is not None:
-            self.total.cast_experts += self.bytes_seconds(rows * (p.k + p.n) * each)
+            if self.fused:
+                self.total.cast_f += self.bytes_seconds(rows * (p.k + p.n) * each)
+            else:
+                self.total.cast_experts += self.bytes_seconds(rows * (p.k + p.n) * each)
         else:
             self.total.cast_f += self.bytes_seconds(rows * p.k * each)
             self.total.cast_b += self.bytes_seconds(rows * p.n * each)
@@ -234,10 +252,24 @@ class _Pricer:
             total.moved_f += apart
             total.moved_b += 2.0 * apart
 
+    def offloaded(self, work: Work, count: Array) -> None:
+        """What the backward pass needs of some layers waits in host memory."""
+        if self.at.offload.any():
+            _, kept = kept_of(work, self.at, self.recipe)
+            self.total.offload += count * kept * self.at.offload / self.recipe.host_bytes_per_s
+
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def message(self, kind: Kind, nbytes: Array, ranks: Array, local: Array) -> Array:
-        return collectives.seconds(kind, nbytes=nbytes, ranks=ranks, local=local, network=self.recipe.network)
+        """`local` is less than one where a group's next rank is further than a domain away."""
+        return collectives.seconds(
+            kind, nbytes=nbytes, ranks=ranks, local=local, leaf=self.leaf(local), network=self.recipe.network
+        )
+
+    def leaf(self, local: Array) -> Array | None:
+        """Of a group that has `local` ranks in a domain, those under a leaf switch; None: all."""
+        gpus = self.recipe.leaf_gpus
+        return None if gpus is None else local * (gpus / self.at.domain)
 
     def tensor_messages(self, work: Work, count: Array) -> None:
         """Sequence parallelism, arXiv:2205.05198: gathered before a part, scattered after it, and back."""
@@ -276,17 +308,36 @@ class _Pricer:
             return
         at = self.at
         local = np.clip(at.domain / at.etp, 1.0, at.ep)
-        # NCCL counts an all-to-all's bytes with the share that a rank keeps
-        nbytes = work.routed * at.ep / np.maximum(at.ep - 1.0, 1.0)
-        sent = count * self.message("all_to_all", nbytes, at.ep, local)
-        self.total.ep_f += 2.0 * sent
-        self.total.ep_b += 2.0 * (1.0 + self.redone("experts")) * sent
+        near, whole = (count * self.dispatched(work, where) for where in (at.ep, local))
+        # there and back, and the gradients too
+        times = 2.0 * (2.0 + self.redone("experts"))
+        self.total.ep += times * near
+        self.total.ep_far += times * (whole - near)
+        if (at.etp > 1).any():
+            rows = work.tokens_bytes * work.active * at.etp
+            gather = self.message("all_gather", rows, at.etp, at.etp)
+            scatter = self.message("reduce_scatter", rows, at.etp, at.etp)
+            self.total.ep += count * (2.0 + self.redone("experts")) * (gather + scatter)
+
+    def dispatched(self, work: Work, local: Array) -> Array:
+        """Seconds of tokens to their experts, with `local` of the expert-parallel ranks in a domain."""
+        at, each = self.at, work.tokens_bytes
+        if self.recipe.dispatcher == "alltoall":
+            return self.message("all_to_all", each * work.active, at.ep, local)
+        domains = at.ep / local
+        return collectives.dispatch(
+            across_bytes=each * (domains - 1.0) * _reached(domains, work.active),
+            inside_bytes=each * at.ep * _reached(at.ep, work.active) * (local - 1.0) / local,
+            ranks=at.ep,
+            local=local,
+            network=self.recipe.network,
+        )
 
     def hops(self) -> None:
         """Between stages: a stage's replicas fill whole domains before the next stage begins (Megatron's order)."""
         at = self.at
         nbytes = tokens_of(at) / at.tp * self.model.hidden * BF16
-        local = np.where(at.gpus <= at.domain, 2.0, 1.0)
+        local = np.minimum(2.0 * at.domain / at.gpus, 2.0)
         hop = self.message("point_to_point", nbytes, np.full(len(at), 2.0), local)
         self.total.hop += np.where(at.pp > 1, hop, 0.0)
 
@@ -325,7 +376,11 @@ class _Pricer:
         gradients, weights = recipe.gradient_bytes, recipe.gather_bytes
         total.gather += np.where(fsdp, within("all_gather", weights), 0.0)
         total.scatter += recipe.trained * np.where(fsdp, within("reduce_scatter", gradients), 0.0)
-        between = self.over("all_reduce", gradients, across, np.clip(local / shard, 1.0, across)) / shard
+        # ZeRO-2 keeps no whole gradients: each micro-batch's are scattered, the last one's by the step's messages
+        scatters = np.where(at.sharding == SHARDINGS.index("zero2"), 1.0 - 1.0 / at.micro_batches, 0.0)
+        if scatters.any():
+            total.scatter += recipe.trained * scatters * over_all("reduce_scatter", gradients)
+        between = self.over("all_reduce", gradients, across, np.minimum(local / shard, across)) / shard
         total.step_reduce += recipe.trained * np.where(
             fsdp,
             between,
@@ -351,7 +406,7 @@ class _Pricer:
         pieces = np.maximum((self.model.depth + self.model.mtp_layers) / at.pp, 1.0)
         own, routed = self.own * size / pieces, self.routed * size / pieces
         wide = np.minimum(width, most)
-        local = np.minimum(np.clip(at.domain / (at.ep * at.etp), 1.0, most), wide)
+        local = np.minimum(at.domain / (at.ep * at.etp), wide)
         return pieces * (self.message(kind, own, width, near) + self.message(kind, routed, wide, local))
 
     def stages(self) -> None:
@@ -363,3 +418,8 @@ class _Pricer:
         spare = full * chunks - depth
         self.total.layers += np.where(at.pp > 1, full * chunks / depth, 1.0)
         self.total.head_share += np.where((at.pp > 1) & (spare >= 1.0), 0.3, 1.0)
+
+
+def _reached(places: Array, active: int) -> Array:
+    """Chance that a place holds one of a token's experts, drawn evenly."""
+    return 1.0 - (1.0 - 1.0 / places) ** active

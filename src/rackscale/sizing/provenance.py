@@ -98,6 +98,7 @@ def inputs(
             source="5 to 10 minutes published",
         ),
     ]
+    found += _leaves(recipe)
     price = recipe.price
     if usd_per_gpu_hour is not None:
         found.append(
@@ -121,3 +122,29 @@ def inputs(
             )
         )
     return tuple(found)
+
+
+def _leaves(recipe: Recipe) -> list[Input]:
+    """How much of a job shares a leaf switch, and what its uplinks carry."""
+    if recipe.leaf_gpus is None:
+        return [
+            Input(
+                name="leaf",
+                value="all GPUs",
+                unit="",
+                provenance="assumed",
+                source="default: one leaf switch (or rail group) holds the job",
+            )
+        ]
+    network = recipe.network
+    origin = None if recipe.oversubscription is not None else network.oversubscription_origin
+    return [
+        Input(name="leaf", value=recipe.leaf_gpus, unit="GPUs", provenance="given", source="as given"),
+        Input(
+            name="oversubscription",
+            value=network.oversubscription,
+            unit="GPUs per NIC of uplinks",
+            provenance="given" if origin is None else origin.provenance,
+            source="as given" if origin is None else origin.source,
+        ),
+    ]

@@ -15,6 +15,10 @@ Precision: TypeAlias = Literal["bf16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
 Task: TypeAlias = Literal["pretrain", "sft", "lora"]
 Family: TypeAlias = Literal["megatron", "plain", "mlperf", "torch", "composer", "maxtext"]
 Optimizer: TypeAlias = Literal["adamw", "muon", "sgd"]
+Dispatcher: TypeAlias = Literal["alltoall", "once"]
+"""A copy for each of a token's experts (NCCL's all-to-all), or one per domain and rank (DeepEP, HybridEP)."""
+Graphs: TypeAlias = Literal["none", "layers", "step"]
+"""Of nothing, of what is in a layer but its experts, of a whole step."""
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -58,15 +62,27 @@ class Recipe:
     """When the software was released: a year and its fraction."""
     optimizer: Optimizer = "adamw"
     gradient_bytes: float = 2.0
-    """Per gradient as it is reduced."""
-    graphs: bool = True
-    """Whether CUDA graphs (or a compiler) take the launches of kernels off the host."""
+    """Per gradient as it is kept and reduced: Megatron Bridge's recipes for performance say
+    `grad_reduce_in_fp32 = False`."""
+    all_bf16: bool = False
+    """Whether the optimizer works on BF16 alone, without FP32 weights or moments: plain torch.optim.Adam on a BF16
+    model, as NeMo Automodel's benchmarks have it (and the loss without an FP32 copy of the logits)."""
+    graphs: Graphs = "layers"
+    """How far CUDA graphs (or a compiler) take the launches of kernels off the host."""
+    dispatcher: Dispatcher = "once"
+    """How tokens travel to their experts."""
+    overlaps_ep: bool = False
+    """Whether messages to experts run beside the work of another micro-batch."""
     overlaps_tp: bool = True
     """Whether tensor-parallel messages run beside products."""
     document_tokens: float | None = None
     """Mean length of the documents packed into a sequence, where attention stops at their ends; None: not packed."""
     nic_bits_per_s: float | None = None
     """Of the fabric, per GPU; None: the system's own."""
+    leaf_gpus: float | None = None
+    """GPUs of the job under one leaf switch (or rail group), whole domains; None: all."""
+    oversubscription: float | None = None
+    """GPUs under a leaf for each NIC's worth of its uplinks; None: what the fabric's vendor claims."""
 
     @cached_property
     def hardware(self) -> catalog.System:
@@ -90,13 +106,22 @@ class Recipe:
 
     @cached_property
     def network(self) -> collectives.Network:
-        """Both tiers of the network."""
+        """The tiers of the network."""
         found = collectives.network(self.system)
+        if self.oversubscription is not None:
+            found = replace(found, oversubscription=self.oversubscription)
         usual = self.hardware.fabric_bits_per_s_per_gpu
         if self.nic_bits_per_s is None or usual is None:
             return found
         speed = found.out.bytes_per_s * self.nic_bits_per_s / usual
         return replace(found, out=replace(found.out, bytes_per_s=speed))
+
+    @property
+    def host_bytes_per_s(self) -> float:
+        """Of the link to host memory, in one direction."""
+        rate = self.hardware.accelerator.host_bytes_per_s
+        assert rate is not None, self.system
+        return rate / 2.0
 
     @property
     def peak_bf16(self) -> float:
@@ -169,8 +194,9 @@ class Recipe:
 
     @property
     def logit_copies(self) -> float:
-        """Logits in FP32 at once: one where the loss is fused, three (BF16 too, and a gradient) in plain PyTorch."""
-        return 3.0 if self.family == "torch" else 1.0
+        """Logits in FP32 at once: one where the loss is fused, three (BF16 too, and a gradient) in plain PyTorch; half
+        of it where the loss stays in BF16."""
+        return (1.5 if self.all_bf16 else 3.0) if self.family == "torch" else 1.0
 
     @property
     def update_bytes(self) -> float:

@@ -1,57 +1,80 @@
-"""All layouts that make sense for a model on so many GPUs, priced at once; the best first."""
+"""The best of all layouts: what can win is priced, what cannot is known not to.
+
+Savings never make a step faster (space.py), so a division's time without any is a bound on its time with them.
+Divisions are taken in the order of their bounds, and the search ends where the next bound is slower than the last
+layout that will be shown. Of a division's savings only those are priced that fit where nothing less does. It finds what
+pricing everything finds: tests/sizing/test_search.py does both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, prod
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
-from rackscale.models.description import Attention, Experts, LatentAttention, Model
+from rackscale.models.description import Experts, Model
 from rackscale.sizing.constants import fitted, roles
 from rackscale.sizing.experts import experts_of
-from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layout, Layouts
-from rackscale.sizing.memory import Memory, memory
+from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Layout, Layouts
+from rackscale.sizing.memory import CLOSE, FITS, OUT, Memory, memory, verdicts
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import NEWEST, Recipe
+from rackscale.sizing.space import Limits, Saving, can_scatter, candidates, divisions, saved, savings
 from rackscale.sizing.step import Factors, Step, step
 
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
-ZERO1, FSDP = (float(SHARDINGS.index(way)) for way in ("zero1", "fsdp"))
-WAYS = ("zero1", "fsdp", "hsdp")
-"""Of dividing states: HSDP is FSDP inside each NVLink domain, replicated over domains."""
-VIRTUAL = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
+__all__ = [
+    "Found",
+    "Limits",
+    "Priced",
+    "Saving",
+    "candidates",
+    "divisions",
+    "factors",
+    "layout_of",
+    "price",
+    "savings",
+    "search",
+]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the search may use; None leaves a degree open."""
-
-    tp: int | None = None
-    pp: int | None = None
-    cp: int | None = None
-    ep: int | None = None
-    micro_batch: int | None = None
-    virtual: int | None = None
-    sharding: str | None = None
-    recompute: frozenset[str] | None = None
-    zero_bubble: bool = False
-    """Pipelines by ZB-H1 instead of interleaving; no measurement of one was at hand."""
-    ulysses: bool = False
-    """Context parallelism all to all instead of by a ring; no measurement of one was at hand."""
+AT_ONCE = 16_384
+"""Layouts that are expanded before the bound is looked at again: arrays that stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
-    """Layouts with what they take: entries that fit in memory first in `order`, the fastest first among them."""
+    """Layouts with what they take, and their order: by verdict, then the fastest first, or where nothing fits the
+    leanest."""
 
     layouts: Layouts
     step: Step
     memory: Memory
-    fits: npt.NDArray[np.bool_]
+    verdict: npt.NDArray[np.int8]
+    """Of memory: memory.FITS, CLOSE or OUT."""
     order: npt.NDArray[np.intp]
+
+    @property
+    def fits(self) -> npt.NDArray[np.bool_]:
+        """Where memory is sure to suffice."""
+        return np.asarray(self.verdict == FITS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The best layouts of a space, and how many it has."""
+
+    best: Priced
+    considered: int
+    """Layouts of the space."""
+    divisions: int
+    fitting: int
+    """Divisions that fit with some saving."""
+    tight: int
+    """Divisions that may fit."""
+    priced: int
+    """Layouts whose time or memory was computed; the others are known not to win."""
 
 
 def factors(recipe: Recipe, *, experts: Experts | None, values: dict[str, float] | None = None) -> Factors:
@@ -62,110 +85,6 @@ def factors(recipe: Recipe, *, experts: Experts | None, values: dict[str, float]
     }
 
 
-def divisors(number: int) -> list[int]:
-    """In ascending order."""
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def candidates(
-    model: Model, *, gpus: int, global_batch: int, tokens: int, domain: int, limits: Limits | None = None
-) -> Layouts:
-    """Every layout that a framework would accept, as arrays.
-
-    Tensor parallelism stays inside an NVLink domain; experts are not divided further; pipelines interleave only where
-    micro-batches come in whole rounds; FSDP goes without a pipeline.
-    """
-    limits = limits or Limits()
-    columns = _grid(model, gpus, tokens, domain, limits)
-    tp, pp, cp, ep, micro, virtual, sharding, again = columns
-    replicas = gpus / (tp * pp * cp)
-    passes = global_batch / (micro * replicas)
-    depth = model.depth + model.mtp_layers
-    fsdp, hsdp = sharding >= WAYS.index("fsdp"), sharding == WAYS.index("hsdp")
-    near = domain / (tp * cp)
-    good = (replicas == np.floor(replicas)) & (passes == np.floor(passes)) & (passes >= 1)
-    good &= (tp * cp * replicas) % ep == 0
-    good &= pp * virtual <= depth
-    if limits.zero_bubble:
-        good &= virtual == 1
-    if limits.ulysses:
-        good &= (_heads(model) % (tp * cp) == 0) | (cp == 1)
-    good &= (virtual == 1) | ((pp > 1) & (passes % pp == 0) & (depth % (pp * virtual) == 0))
-    good &= ~hsdp | (
-        (near == np.floor(near)) & (near > 1) & (near < replicas) & (replicas % np.maximum(near, 1.0) == 0)
-    )
-    good &= ~(fsdp & (pp > 1)) & (fsdp | (passes >= pp))
-    chosen = [column[good] for column in columns]
-    tp, pp, cp, ep, micro, virtual, sharding, again = chosen
-    one = np.ones_like(tp)
-    divided = gpus / (tp * pp * cp)
-    return Layouts(
-        gpus=gpus * one,
-        tp=tp,
-        pp=pp,
-        cp=cp,
-        ep=ep,
-        etp=one,
-        virtual=virtual,
-        zero_bubble=limits.zero_bubble * (pp > 1) * one,
-        ulysses=limits.ulysses * (cp > 1) * one,
-        micro_batch=micro,
-        sharding=np.where(sharding >= WAYS.index("fsdp"), FSDP, ZERO1),
-        shard=np.where(sharding == WAYS.index("hsdp"), domain / (tp * cp), divided),
-        again=tuple((again == 1) * (module == "attention") * 1.0 + 0.0 * one for module in MODULES),
-        full=(again == 2) * 1.0,
-        offload=0.0 * one,
-        global_batch=global_batch * one,
-        tokens=tokens * one,
-        document=tokens * one,
-        domain=domain * one,
-    )
-
-
-RECOMPUTE: tuple[frozenset[str], ...] = (frozenset(), frozenset({"attention"}), frozenset({"layer"}))
-
-
-def _heads(model: Model) -> int:
-    """What attention's heads have in common, as far as they are divided; 0: no attention."""
-    found = 0
-    for kind in model.layers:
-        if isinstance(kind.mixer, Attention | LatentAttention):
-            found = gcd(found, kind.mixer.heads)
-    return found
-
-
-def _grid(model: Model, gpus: int, tokens: int, domain: int, limits: Limits) -> Sequence[Array]:
-    heads = _heads(model)
-    experts = 0
-    for kind in model.layers:
-        if isinstance(kind.feed, Experts):
-            experts = gcd(experts, kind.feed.count)
-
-    def only(limit: int | None, every: Sequence[int]) -> list[int]:
-        return list(every) if limit is None else [limit]
-
-    tps = only(limits.tp, [n for n in divisors(heads or 8) if n <= 64 and domain % n == 0 and gpus % n == 0])
-    pps = only(limits.pp, [n for n in divisors(gpus) if n <= model.depth + model.mtp_layers])
-    cps = only(
-        limits.cp, [n for n in (1, 2, 4, 8, 16, 32) if n == 1 or (gpus % n == 0 and tokens // n >= 2048)]
-    )
-    eps = only(limits.ep, divisors(experts) if experts else [1])
-    shardings = [i for i, way in enumerate(WAYS) if limits.sharding in {None, way}]
-    again = [i for i, r in enumerate(RECOMPUTE) if limits.recompute in {None, r}]
-    grids = np.meshgrid(
-        tps,
-        pps,
-        cps,
-        eps,
-        only(limits.micro_batch, MICRO_BATCHES),
-        only(limits.virtual, VIRTUAL),
-        shardings,
-        again,
-        indexing="ij",
-    )
-    return [grid.ravel().astype(float) for grid in grids]
-
-
 def price(model: Model, at: Layouts, recipe: Recipe, *, values: dict[str, float] | None = None) -> Priced:
     """Step time and memory of every layout."""
     by = factors(recipe, experts=experts_of(model), values=values)
@@ -173,15 +92,99 @@ def price(model: Model, at: Layouts, recipe: Recipe, *, values: dict[str, float]
     dense = 1.0 if experts_of(model) is None else 0.0
     steps = step(parts(model, at, recipe), at, by, years=years, dense=dense)
     needs = memory(model, at, recipe)
-    room = recipe.hardware.accelerator.hbm_bytes
-    fits = np.asarray(needs.total <= (np.inf if room is None else room))
+    verdict = verdicts(needs.total, recipe.hardware.accelerator.hbm_bytes)
     return Priced(
         layouts=at,
         step=steps,
         memory=needs,
-        fits=fits,
-        order=np.lexsort((steps.seconds, needs.total * ~fits, ~fits)),
+        verdict=verdict,
+        order=np.lexsort((steps.seconds, needs.total * (verdict == OUT), verdict)),
     )
+
+
+def search(
+    model: Model,
+    at: Layouts,
+    ways: Sequence[Saving],
+    recipe: Recipe,
+    *,
+    top: int = 5,
+    values: dict[str, float] | None = None,
+) -> Found:
+    """The `top` best of the divisions `at` with the savings `ways`; of one division only what nothing less does."""
+    leanest = memory(model, saved(at, ways[-1:]), recipe).total
+    reach = verdicts(leanest, recipe.hardware.accelerator.hbm_bytes)
+    hopeful = np.flatnonzero(reach < OUT)
+    if len(hopeful):
+        pool, count = _hopeful(model, at.take(hopeful), reach[hopeful], ways, recipe, top=top, values=values)
+    else:
+        pool, count = [saved(at.take(np.argsort(leanest, kind="stable")[:top]), ways[-1:])], 0
+    return Found(
+        best=price(model, Layouts.join(pool), recipe, values=values),
+        considered=_size(at, ways),
+        divisions=len(at),
+        fitting=int(np.count_nonzero(reach == FITS)),
+        tight=int(np.count_nonzero(reach == CLOSE)),
+        priced=len(at) + count,
+    )
+
+
+def _hopeful(
+    model: Model,
+    at: Layouts,
+    reach: npt.NDArray[np.int8],
+    ways: Sequence[Saving],
+    recipe: Recipe,
+    *,
+    top: int,
+    values: dict[str, float] | None,
+) -> tuple[list[Layouts], int]:
+    """Of divisions whose best verdict is `reach`: the best as they are, and with the savings that improve them."""
+    plain = price(model, saved(at, ways[:1]), recipe, values=values)
+    pool, count = [plain.layouts.take(_heads(plain, top))], len(at)
+    fast = np.sort(plain.step.seconds[plain.fits])[:top]
+    short = np.flatnonzero(plain.verdict > reach)
+    order = short[np.argsort(plain.step.seconds[short], kind="stable")]
+    width = max(AT_ONCE // len(ways), 1)
+    for begin in range(0, len(order), width):
+        chosen = order[begin : begin + width]
+        if len(fast) >= top:
+            chosen = chosen[plain.step.seconds[chosen] <= fast[top - 1]]
+        if not len(chosen):
+            break
+        many = _needed(model, at.take(chosen), ways, recipe)
+        count += len(chosen) * len(ways)
+        found = price(model, many, recipe, values=values)
+        pool.append(many.take(_heads(found, top)))
+        fast = np.sort(np.concatenate([fast, found.step.seconds[found.fits]]))[:top]
+    return pool, count
+
+
+def _needed(model: Model, at: Layouts, ways: Sequence[Saving], recipe: Recipe) -> Layouts:
+    """Each division with the savings that get a better verdict than any that gives up less."""
+    many = saved(at, ways)
+    need = memory(model, many, recipe).total
+    verdict = verdicts(need, recipe.hardware.accelerator.hbm_bytes).reshape(len(at), len(ways))
+    keep = np.zeros(verdict.shape, dtype=bool)
+    for place, way in enumerate(ways):
+        less = [other for other, some in enumerate(ways) if some.within(way)]
+        if less:
+            keep[:, place] = verdict[:, place] < verdict[:, less].min(axis=1)
+    return many.take(keep.ravel())
+
+
+def _heads(found: Priced, top: int) -> npt.NDArray[np.intp]:
+    """Places of the `top` best of each verdict."""
+    every = [found.order[found.verdict[found.order] == verdict][:top] for verdict in (FITS, CLOSE, OUT)]
+    return np.concatenate(every)
+
+
+def _size(at: Layouts, ways: Sequence[Saving]) -> int:
+    """Layouts of the space, each once."""
+    plain = sum(not way.zero2 for way in ways)
+    zero2 = len(ways) - plain
+    divided = int(np.count_nonzero(can_scatter(at)))
+    return len(at) * plain + divided * zero2 if plain else len(at) * zero2
 
 
 def layout_of(at: Layouts, place: int) -> Layout:
@@ -200,6 +203,7 @@ def layout_of(at: Layouts, place: int) -> Layout:
         micro_batch=int(at.micro_batch[place]),
         sharding=SHARDINGS[int(at.sharding[place])],
         shard=int(at.shard[place] * at.cp[place]) if at.shard[place] < at.dp[place] else 0,
-        recompute=frozenset({"layer"}) if at.full[place] else again,
+        recompute=FULL if at.full[place] else again,
+        recomputed=float(at.full[place]) or 1.0,
         offload=float(at.offload[place]),
     )

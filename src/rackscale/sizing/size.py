@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from math import log2
+from typing import Literal, TypeAlias
 
 import numpy as np
 from msgspec import Struct
@@ -15,10 +16,10 @@ from rackscale.sizing.experts import experts_of
 from rackscale.sizing.flops import flops_per_token
 from rackscale.sizing.goodput import Goodput, goodput
 from rackscale.sizing.layout import Layout
-from rackscale.sizing.memory import Memory
+from rackscale.sizing.memory import CLOSE, TIGHT, Memory
 from rackscale.sizing.provenance import Input, inputs
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import Limits, Priced, candidates, layout_of, price
+from rackscale.sizing.search import Found, Limits, Priced, divisions, layout_of, savings, search
 from rackscale.sizing.segments import domain_gpus
 from rackscale.sizing.step import Step
 from rackscale.workload import Offer, Shape
@@ -30,7 +31,9 @@ RESTART_S = 600.0
 FAILURES_PER_GPU_HOUR = 2e-5
 """Published rates are 1e-5 to 4e-5; no field data for NVL72 racks was found."""
 
-
+Verdict: TypeAlias = Literal["fits", "tight", "out of memory"]
+VERDICTS: tuple[Verdict, ...] = ("fits", "tight", "out of memory")
+"""Of memory.verdicts, in their order."""
 P99_PER_DOUBLING = 0.0072
 """How much longer the 99th percentile of a step is than its median, per doubling of GPUs beyond 8: 1.067 was measured
 on 5,120 GB200; that it grows so in between is assumed."""
@@ -57,6 +60,9 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """Of memory by part: see memory.Memory."""
     total_bytes: float
     fits: bool
+    """Whether memory is sure to suffice."""
+    verdict: Verdict
+    """Of memory; tight: within the estimate's error of the accelerator's memory, on either side."""
     usd_per_million_tokens: float | None
     offer: Offer
     """For the scheduler: the gang's shape and its throughput in steps per second."""
@@ -74,8 +80,16 @@ class Sizing(Struct, frozen=True, kw_only=True):
     """Sequences per step."""
     sequence_tokens: int
     considered: int
+    """Layouts: every division of the GPUs with every way to save memory."""
+    divisions: int
     fitting: int
+    """Divisions that fit in memory, with some saving."""
+    tight: int
+    """Divisions that may fit."""
     candidates: tuple[Candidate, ...]
+    """Those that fit, the fastest first; then those that are tight; where there are none, the leanest."""
+    faster: Candidate | None
+    """A tight layout that is faster than the first that fits: worth a try before it is relied on."""
     hbm_bytes: float | None
     peak_flop_per_s: float
     flops_per_token: float
@@ -108,32 +122,27 @@ def size(
 ) -> Sizing:
     """Searches every layout that makes sense, and ranks those that fit in memory by step time.
 
+    A tight layout comes after all that fit, whatever its speed: one that runs out of memory gives nothing, and a plan
+    that counts on it is wrong as a whole; the fastest of them is told beside (`faster`).
+
     `global_batch` in sequences of `tokens`; `domain`: GPUs of the job in each NVLink domain (None: whole nodes, spares
     left); `values`: constants of a user's calibration. Raises ValueError where no layout divides the job evenly.
     """
     near = domain_gpus(recipe.system, gpus) if domain is None else domain
-    at = candidates(model, gpus=gpus, global_batch=global_batch, tokens=tokens, domain=near, limits=limits)
+    at = divisions(model, gpus=gpus, global_batch=global_batch, tokens=tokens, domain=near, limits=limits)
     if not len(at):
         raise ValueError(
             f"no layout divides {gpus} GPUs and a global batch of {global_batch} sequences evenly:"
             " choose a batch that is a multiple of the data-parallel replicas"
         )
-    priced = price(model, at, recipe, values=values)
-    per_token = flops_per_token(model, tokens, trains_all=recipe.task != "lora")
-    peak = recipe.peak_flop_per_s
+    found = search(model, at, savings(model, chip=recipe.chip, limits=limits), recipe, top=top, values=values)
     costs = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
-    bounds = bands.band(recipe, experts=experts_of(model) is not None)
-    best = tuple(
-        _candidate(priced, int(place), recipe, band=bounds, mfu=per_token / peak, usd=costs)
-        for place in priced.order[:top]
-    )
+    per_token = flops_per_token(model, tokens, trains_all=recipe.task != "lora")
+    best, faster = _candidates(model, found.best, recipe, per_token=per_token, usd=costs, top=top)
     good = goodput(
         gpus=gpus, failures_per_gpu_hour=failures_per_gpu_hour, write_s=checkpoint_s, restart_s=restart_s
     )
-    run_s = None
-    if run_tokens is not None:
-        ideal_s = run_tokens / (best[0].tokens_per_s_per_gpu * gpus)
-        run_s = ideal_s / good.share if good.share > 0 else float("inf")
+    run_s = None if run_tokens is None else _run_s(run_tokens, best[0], gpus, good)
     return Sizing(
         model=model.name,
         system=recipe.system,
@@ -141,13 +150,16 @@ def size(
         domain_gpus=near,
         global_batch=global_batch,
         sequence_tokens=tokens,
-        considered=len(at),
-        fitting=int(np.count_nonzero(priced.fits)),
+        considered=found.considered,
+        divisions=found.divisions,
+        fitting=found.fitting,
+        tight=found.tight,
         candidates=best,
+        faster=faster,
         hbm_bytes=recipe.hardware.accelerator.hbm_bytes,
-        peak_flop_per_s=peak,
+        peak_flop_per_s=recipe.peak_flop_per_s,
         flops_per_token=per_token,
-        advice=() if best[0].fits else advice(priced, recipe),
+        advice=_advice(found, recipe),
         goodput=good,
         run_tokens=run_tokens,
         run_s=run_s,
@@ -161,6 +173,39 @@ def size(
             usd_per_gpu_hour=usd_per_gpu_hour,
         ),
     )
+
+
+def _advice(found: Found, recipe: Recipe) -> tuple[str, ...]:
+    """Where nothing fits for sure."""
+    if found.fitting:
+        return ()
+    if found.tight:
+        near = (
+            f"{found.tight:,} divisions of the GPUs come within {TIGHT:.0%} of the memory, above it or below"
+        )
+        return (f"{near}: nearer than the estimate is sure. Try the first, or give it more room",)
+    return advice(found.best, recipe)
+
+
+def _run_s(tokens: float, best: Candidate, gpus: int, good: Goodput) -> float:
+    """Wall time to `tokens`, with failures and checkpoints."""
+    return tokens / (best.tokens_per_s_per_gpu * gpus) / good.share if good.share > 0 else float("inf")
+
+
+def _candidates(
+    model: Model, priced: Priced, recipe: Recipe, *, per_token: float, usd: float | None, top: int
+) -> tuple[tuple[Candidate, ...], Candidate | None]:
+    """The `top` best, and a tight layout that would be faster than the first of them."""
+    bounds = bands.band(recipe, experts=experts_of(model) is not None)
+
+    def told(place: np.intp) -> Candidate:
+        mfu = per_token / recipe.peak_flop_per_s
+        return _candidate(priced, int(place), recipe, band=bounds, mfu=mfu, usd=usd)
+
+    first = priced.order[0]
+    tight = [place for place in priced.order if priced.verdict[place] == CLOSE]
+    is_faster = bool(tight) and priced.step.seconds[tight[0]] < priced.step.seconds[first]
+    return tuple(map(told, priced.order[:top])), told(tight[0]) if is_faster else None
 
 
 def _candidate(
@@ -184,6 +229,7 @@ def _candidate(
         bytes={f.name: float(getattr(priced.memory, f.name)[place]) for f in fields(Memory)},
         total_bytes=float(priced.memory.total[place]),
         fits=bool(priced.fits[place]),
+        verdict=VERDICTS[priced.verdict[place]],
         usd_per_million_tokens=None if usd is None else usd / 3600.0 / speed * 1e6,
         offer=_offer(layout, int(at.domain[place]), recipe, 1.0 / seconds),
     )

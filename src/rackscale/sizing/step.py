@@ -41,6 +41,8 @@ class Step:
     expert: Array
     pipeline: Array
     data: Array
+    offload: Array
+    """Waiting for activations on their way to host memory or back."""
     bubble: Array
     """The pipeline fills and drains, and stages wait for the slowest one."""
     optimizer: Array
@@ -89,8 +91,9 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
     compute = products + attention + memory + recompute
     tensor = _exposed(parts.tp_f + parts.tp_b, by["tp"], compute) + parts.tp_bare
     context = _exposed(parts.ring_f + parts.ring_b, by["ring"], compute) + parts.swap
-    expert = _exposed(parts.ep_f + parts.ep_b, by["ep"] * aged, compute)
-    busy = compute + tensor + context + expert
+    expert = _exposed(parts.ep, by["ep"] * aged, compute) + parts.ep_far * by["ep_far"]
+    offload = _exposed(2.0 * parts.offload, by["offload"], compute)
+    busy = compute + tensor + context + expert + offload
     launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
     host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
     sharded = 2.0 * parts.gather + parts.scatter
@@ -120,6 +123,7 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         expert=expert * count,
         pipeline=pipeline,
         data=data + fsdp * count,
+        offload=offload * count,
         bubble=bubble,
         optimizer=update,
         other=straggle + by["fixed"],

@@ -30,7 +30,7 @@ BF16 = 2.0
 """Bytes of an activation that is not quantised."""
 
 
-CLAMPED_KERNELS = 8.0
+CLAMPED_KERNELS = 13.0
 """Elementwise kernels of a clamped gated activation with biases, unfused; each moves 1.5 times its input."""
 
 
@@ -103,6 +103,10 @@ class Work:
     """Whether those run beside the products they belong to, tile by tile: dense layers only."""
     routed: Array | float = 0.0
     """Bytes of hidden states that a rank sends to experts, forward, before it is said how far."""
+    tokens_bytes: Array | float = 0.0
+    """Of hidden states that experts see, each token of a rank once."""
+    active: int = 0
+    """Experts of a token."""
     ring: Array | float = 0.0
     """Bytes of keys and values of one rank that context parallelism passes on."""
     swapped: Array | float = 0.0
@@ -343,6 +347,8 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
         unfused=CLAMPED_KERNELS * 1.5 * rows * up * BF16 if feed.clamped else 0.0,
         sums=1 if feed.shared_width else 0,  # the router works on its share of the tokens
         routed=own * inner * BF16 * _copies(feed, at),
+        tokens_bytes=own * inner * BF16,
+        active=feed.active,
         plain=h + feed.count,
     )
 
