@@ -355,6 +355,7 @@ MEANT = {
     "Score.rows": "Row by row.",
     "Sizing.model": "Its name in the catalog.",
     "Sizing.sequence_tokens": "Tokens of a sequence.",
+    "Sizing.divisions": "Of the GPUs among them: degrees of parallelism, micro-batch, sharding.",
     "Sizing.considered": "Layouts that were priced.",
     "Sizing.fitting": "Those of them that fit in memory.",
     "Sizing.candidates": "As many as `--top` says, the best first.",

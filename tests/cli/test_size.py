@@ -113,6 +113,10 @@ def test_degrees_can_be_fixed() -> None:
     ).json
     assert {(c["layout"]["tp"], c["layout"]["pp"]) for c in found["candidates"]} == {(4, 2)}
     assert {c["layout"]["sharding"] for c in found["candidates"]} == {"zero1"}
+    found = rackscale(*SIZE, "--recompute", "norm+activation", "--offload", 0.5, "--json").json
+    assert {(*c["layout"]["recompute"], c["layout"]["offload"]) for c in found["candidates"]} == {
+        ("activation", "norm", 0.5)
+    }
 
 
 def test_segments_are_what_was_asked_for() -> None:
@@ -152,7 +156,7 @@ def test_what_does_not_fit_fails_with_what_to_change() -> None:
         "too much",
         "optimizer",
         "GPUs",
-        "layouts fit, the best",
+        "of the GPUs fit, the best",
         "with --gpus ",
     ):
         assert part in done.out
@@ -307,7 +311,8 @@ def test_the_shell_completes_names(words: str, offered: set[str]) -> None:
         ((*P5, "--task", "prtrain"), 2, ["did you mean 'pretrain'?"]),
         ((*P5, "--optimizer", "adam"), 2, ["say adamw"]),
         ((*P5, "--framework", "megatrn"), 2, ["did you mean 'megatron'?"]),
-        ((*P5, "--sharding", "zero9"), 2, ["did you mean 'zero1'?"]),
+        ((*P5, "--sharding", "zero9"), 2, ["did you mean 'zero2'?"]),
+        ((*P5, "--recompute", "norm+selective"), 2, ["'selective'", "say attention"]),
         ((*P5, "--tokens", "lots"), 2, ["lots", "15T"]),
         ((*P5, "--global-batch", "1.5"), 2, ["1.5", "whole"]),
         ((*P5, "--gpus", "0"), 2, ["--gpus '0' is not a number above 0"]),
@@ -366,6 +371,8 @@ CROSSING = (
     "fsdp",
     "--tp",
     "8",
+    "--pp",
+    "1",
 )
 
 
