@@ -265,6 +265,13 @@ def test_the_usual_batch_grows_with_the_model(model: str, least: float, most: fl
     assert least < found["global_batch"] * found["sequence_tokens"] < most
 
 
+def test_a_million_gpus_find_a_batch_to_share() -> None:
+    found = rackscale("size", "llama3.1-8b", "--system", "P5", "--gpus", "1M", "--json").json
+    assert (found["system"], found["gpus"]) == ("p5", 10**6)
+    assert found["global_batch"] >= 10**6 / 32
+    assert found["fitting"] > 0
+
+
 def test_the_help_says_what_is_the_newest_software_and_what_k_means() -> None:
     text = " ".join(rackscale("size", "--help").out.replace("│", " ").split())
     assert f"the newest known, {NEWEST}" in text
@@ -318,6 +325,7 @@ def test_the_shell_completes_names(words: str, offered: set[str]) -> None:
         ((*P5, "--gpus", "0"), 2, ["--gpus '0' is not a number above 0"]),
         ((*P5, "--gpus", "2.5"), 2, ["--gpus '2.5' is not a whole number"]),
         ((*P5, "--gpus", "1e18"), 1, ["at most 10,000,000"]),
+        ((*P5, "--failures", "inf"), 2, ["--failures inf: say a number that is not infinite"]),
         ((*P5, "--task", "finetune"), 2, ["say sft, which trains all parameters, or lora"]),
         ((*P5, "--sharding", "zero3"), 2, ["say fsdp"]),
         ((*P5, "--framework", "NeMo"), 2, ["say megatron"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import cbrt, log2
+from math import cbrt, isfinite, log2
 from typing import TYPE_CHECKING, Any
 
 from rackscale import catalog, models
@@ -27,6 +27,8 @@ STEP_TOKENS = {"sft": 2.0**19, "lora": 2.0**19}
 """Of a step that fine-tunes, about, where nothing is said (assumed)."""
 PRETRAIN_TOKENS, PRETRAIN_PARAMETERS = 2.0**22, 7e9
 """Of a step, of a model so large. See `step_tokens`."""
+MOST_PER_SEQUENCE = 32
+"""GPUs: on more of them the usual batch grows, so that there are sequences to share out (assumed)."""
 RECOMPUTE = {"none": frozenset[str](), "full": FULL} | {module: frozenset({module}) for module in MODULES}
 OLDEST, AHEAD = 2020.0, 1.0
 """Years: of the oldest software that is sized, and by how much one may be ahead of the newest known."""
@@ -147,6 +149,11 @@ def question(asked: dict[str, Any]) -> Question:
     batch = read.whole("--global-batch", asked["global_batch"]) if asked["global_batch"] else None
     run_tokens = read.number("--tokens", asked["tokens"]) if asked["tokens"] else None
     words = _words(asked, read)
+    read.problems += [
+        f"--{name.replace('_', '-')} {asked[name]}: say a number that is not infinite"
+        for name in ("price", "failures", "checkpoint_stall", "restart", "oversubscription")
+        if asked[name] is not None and not isfinite(asked[name])
+    ]
     read.check()
 
     model, hardware = _named("model", asked["model"]), _named("system", asked["system"])
@@ -194,7 +201,7 @@ class Choices:
 def _named(kind: str, name: str) -> Any:
     """The model or system. Raises UnknownNameError that says where all are listed."""
     try:
-        return models.model(name) if kind == "model" else catalog.system(name)
+        return models.model(name) if kind == "model" else catalog.system(name.lower())
     except UnknownNameError as error:
         verb = "`rackscale catalog --models`" if kind == "model" else "`rackscale catalog`"
         path = ", and a path of a config.json describes others" if kind == "model" else ""
@@ -287,9 +294,11 @@ def _sequence(model: Model, given: int | None, choices: Choices) -> tuple[int, l
 def _batch(model: Model, given: int | None, gpus: int, tokens: int, recipe: Recipe, choices: Choices) -> int:
     """Sequences of a step."""
     wanted = step_tokens(model, recipe.task)
-    batch = given or usual_batch(gpus, wanted / tokens)
+    batch = given or usual_batch(gpus, max(wanted / tokens, gpus / MOST_PER_SEQUENCE))
     grown = "as much as models of its size" if recipe.task == "pretrain" else "fine-tuning takes little"
     why = f"about {wanted / 1e6:,.1f} M tokens, {grown}; a power of two times or parts of the GPUs"
+    if wanted / tokens < gpus / MOST_PER_SEQUENCE:
+        why = f"a sequence for {MOST_PER_SEQUENCE} GPUs; {wanted / 1e6:,.1f} M tokens would be as usual"
     choices.add("global batch", batch, "sequences", given=given, why=why)
     return batch
 

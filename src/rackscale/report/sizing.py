@@ -74,7 +74,7 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
     domains = max(found.gpus // found.domain_gpus, 1)
     near = min(found.domain_gpus, found.gpus)
     where = (
-        f"{near} GPU{'s' if near > 1 else ''} in each of {domains} NVLink domains"
+        f"{near} GPU{'s' if near > 1 else ''} in each of {domains:,} NVLink domains"
         if domains > 1
         else "one NVLink domain"
     )
