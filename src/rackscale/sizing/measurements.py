@@ -207,7 +207,7 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
         of.reasons.append(f"source_date: {date!r} is not a date such as 2026-06")
     if system is None or precision is None or model is None or seconds is None or of.reasons:
         return None
-    recipe = _recipe(of, system, precision)
+    recipe = _recipe(of, model, system, precision)
     stated = of.number("memory_gib")
     near = domain_gpus(system, gpus)
     if of.text("recompute") in {"", "selective"}:
@@ -376,11 +376,12 @@ def _offload(of: _Fields, depth: int) -> float:
     return 0.0 if found is None else min(int(found[1]) / depth, 1.0)
 
 
-def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
+def _recipe(of: _Fields, model: Model, system: str, precision: Precision) -> Recipe:
     family = _family(of)
     all_bf16 = "automodel" in of.text("framework").lower()
     task = of.text("task") or "pretrain"
     nic = of.number("nic_gbps_per_gpu")
+    precise = _columns()["precise"].get(f"{model.name}.{precision}", {})
     return Recipe(
         system=system,
         precision=precision,
@@ -388,6 +389,8 @@ def _recipe(of: _Fields, system: str, precision: Precision) -> Recipe:
         family=family,
         year=_year(of.text("source_date")),
         graphs=_graphs(of),
+        bf16_layers=precise.get("layers", 0.0),
+        bf16_projections=precise.get("projections", False),
         dispatcher=_dispatcher(of),
         overlaps_ep=bool(re.search(r"a2a_overlap=true|ep_overlap=on", of.text("comm_overlap").lower())),
         nic_bits_per_s=None if nic is None else nic * 1e9,

@@ -136,8 +136,13 @@ class _Pricer:
         """`count` layers' part of an average stage."""
         total = self.total
         self.own = self.own + work.plain * count
-        for product in work.products:
-            self.product(product, count)
+        kept = self.recipe.bf16_layers if self.recipe.is_low else 0.0
+        for p in work.products:
+            high = 1.0 if not p.low or (p.projects and self.recipe.bf16_projections) else kept
+            if high < 1.0:
+                self.product(p, count * (1.0 - high), low=self.recipe.is_low)
+            if high > 0.0:
+                self.product(p, count * high, low=False)
         self.cores(work, count)
         self.moved(work, count)
         self.offloaded(work, count)
@@ -157,10 +162,9 @@ class _Pricer:
     def bytes_seconds(self, nbytes: Array | float) -> Array:
         return kernels.memory_seconds(nbytes=nbytes, chip=self.recipe.chip)
 
-    def product(self, p: Product, count: Array) -> None:
+    def product(self, p: Product, count: Array, *, low: bool) -> None:
         """Forward, and the gradients of its input and, where weights are trained, of its weights."""
         total, both = self.total, self.recipe.backward_products > 1
-        low = p.low and self.recipe.is_low
         precision = self.recipe.products if low else "bf16"
         forward = count * self._product(p.m, p.n, p.k, p.groups, precision)
         back = count * self._product(p.m, p.k, p.n, p.groups, precision)

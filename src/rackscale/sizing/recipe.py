@@ -69,6 +69,10 @@ class Recipe:
     model, as NeMo Automodel's benchmarks have it (and the loss without an FP32 copy of the logits)."""
     graphs: Graphs = "layers"
     """How far CUDA graphs (or a compiler) take the launches of kernels off the host."""
+    bf16_layers: float = 0.0
+    """Share of layers whose products stay in BF16 where others are quantised."""
+    bf16_projections: bool = False
+    """Whether attention's projections, and those into experts' latent space, stay in BF16 too."""
     dispatcher: Dispatcher = "once"
     """How tokens travel to their experts."""
     overlaps_ep: bool = False

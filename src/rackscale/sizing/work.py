@@ -44,6 +44,8 @@ class Product:
     groups: Array | None = None
     low: bool = True
     """Whether a low-precision recipe quantises it."""
+    projects: bool = False
+    """Whether it projects for attention or into experts' latent space: some recipes quantise neither."""
     module: str = ""
     """Which of layout.MODULES computes it again; empty: only a whole layer does."""
 
@@ -162,8 +164,8 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
     qkv = inner / at.tp * (1.0 + mixer.gated) + 2.0 * kv
     return Work(
         products=[
-            Product(m=tokens, n=qkv, k=h * one),
-            Product(m=tokens, n=h * one, k=inner / at.tp),
+            Product(m=tokens, n=qkv, k=h * one, projects=True),
+            Product(m=tokens, n=h * one, k=inner / at.tp, projects=True),
         ],
         cores=[_core(at, mixer.heads, mixer.head_dim, mixer.head_dim, mixer.window_tokens)],
         moved={"norm": _norm(model, at), "": 2.0 * tokens * qkv * BF16},
@@ -245,7 +247,6 @@ def mamba(model: Model, mixer: Mamba, at: Layouts) -> Work:
         },
         kernels=12,
         sums=1,
-        hides=True,
         ring=mixer.heads * mixer.head_dim * mixer.state_dim / at.tp * 4.0 * at.micro_batch,
         plain=h + (inner + states) * (mixer.conv + 1) + 3.0 * mixer.heads / at.tp + inner,
     )
@@ -318,8 +319,8 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
     ]
     if feed.latent_dim is not None:
         products += [
-            Product(m=own, n=inner * one, k=h * one),
-            Product(m=own, n=h * one, k=inner * one),
+            Product(m=own, n=inner * one, k=h * one, projects=True),
+            Product(m=own, n=h * one, k=inner * one, projects=True),
         ]
     shared = feed.shared_width / at.tp
     if feed.shared_width:
