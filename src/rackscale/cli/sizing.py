@@ -244,7 +244,8 @@ def size(
 ) -> None:
     """Find the best parallel layouts to train MODEL on so many GPUs: time, memory, money, and how sure that is.
 
-    Exit code 1: nothing fits in memory (what to change is said). What it can't know: docs/explanation/sizing.md.
+    Exit code 1: nothing is sure to fit in memory (what to change is said). What it can't know:
+    docs/explanation/sizing.md.
     The fields of the JSON: docs/reference/sizing.md.
 
     Examples: `rackscale size llama3.1-405b --train --system u-p6e-gb300x72 --gpus 2304 --tokens 15T`,
