@@ -26,7 +26,7 @@ from rackscale.sizing.layout import Array
 from rackscale.sizing.measurements import Measurement, groups, read
 from rackscale.sizing.memory import OUT, memory, verdicts
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import divisions, savings, search
+from rackscale.sizing.search import divisions, price, savings, search
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared/data/training/measured.csv"
@@ -148,18 +148,22 @@ def remembered(rows: list[Measurement]) -> None:
 
 def speed() -> None:
     model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72", precision="fp8")
+    asked: dict[str, int] = {"gpus": 2304, "global_batch": 2304, "tokens": 8192, "domain": 64}
     began = time.process_time()
-    priced = considered = 0
+    searches = 0
     while time.process_time() - began < 3.0:
-        at = divisions(model, gpus=2304, global_batch=2304, tokens=8192, domain=64)
+        at = divisions(model, **asked)  # type: ignore[arg-type]
         found = search(model, at, savings(model, chip=recipe.chip), recipe)
-        priced += found.priced
-        considered += found.considered
-    spent = time.process_time() - began
+        searches += 1
+    spent = (time.process_time() - began) / searches
     print(
-        f"search: {priced / spent:,.0f} layouts priced per second on one core, {considered / spent:,.0f} decided"
-        f" ({found.priced:,} and {found.considered:,} in one search)"
+        f"search: {found.considered:,} layouts decided in {1e3 * spent:.0f} ms on one core, {found.priced:,} of them by"
+        f" computing time or memory: {found.considered / spent:,.0f} and {found.priced / spent:,.0f} a second"
     )
+    began = time.process_time()
+    price(model, at, recipe)
+    spent = time.process_time() - began
+    print(f"pricing time and memory of each: {len(at) / spent:,.0f} layouts a second")
     command = [
         sys.executable,
         "-c",

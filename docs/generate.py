@@ -28,7 +28,9 @@ from rackscale.report import models as known_models
 from rackscale.scheduler import answers
 from rackscale.sizing import (
     calibration,
+    checkpoint,
     goodput,
+    groups,
     layout,
     measurements,
     memory,
@@ -272,8 +274,20 @@ SIZING: tuple[tuple[str, str, tuple[ModuleType, ...], tuple[str, ...]], ...] = (
             "`Memory`. `offer` is what an elastic job's document says of a shape: its `throughput` is in steps per "
             "second, to be compared with that of other offers of the same job."
         ),
-        (size, layout, step, memory, goodput, provenance, workload),
-        ("Sizing", "Candidate", "Layout", "Step", "Memory", "Goodput", "Input", "Offer", "Shape"),
+        (size, layout, step, memory, groups, checkpoint, goodput, provenance, workload),
+        (
+            "Sizing",
+            "Candidate",
+            "Layout",
+            "Step",
+            "Memory",
+            "Group",
+            "Checkpoint",
+            "Goodput",
+            "Input",
+            "Offer",
+            "Shape",
+        ),
     ),
     (
         "rackscale score",
@@ -355,10 +369,6 @@ MEANT = {
     "Score.rows": "Row by row.",
     "Sizing.model": "Its name in the catalog.",
     "Sizing.sequence_tokens": "Tokens of a sequence.",
-    "Sizing.divisions": "Of the GPUs among them: degrees of parallelism, micro-batch, sharding.",
-    "Sizing.considered": "Layouts that were priced.",
-    "Sizing.fitting": "Those of them that fit in memory.",
-    "Sizing.candidates": "As many as `--top` says, the best first.",
     "Sizing.hbm_bytes": "Memory of one GPU; null: nobody publishes it.",
     "Sizing.peak_flop_per_s": "Of one GPU, dense, in the precision of the products: what MFU is a share of.",
     "Sizing.flops_per_token": "That the model needs, forward and backward.",

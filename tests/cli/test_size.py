@@ -36,7 +36,7 @@ def test_ranked_layouts_with_band_memory_and_shape() -> None:
         "goodput",
         "a checkpoint every",
         "2 T tokens:",
-        "assumed: failures",
+        "failures 2e-05",
     ):
         assert part in text
 
@@ -369,24 +369,15 @@ def test_constants_are_checked(tmp_path: Path) -> None:
 
 
 CROSSING = (
-    "size",
-    "llama3.1-70b",
-    "--system",
-    "gb200-nvl72",
-    "--gpus",
-    "512",
-    "--sharding",
-    "fsdp",
-    "--tp",
-    "8",
-    "--pp",
-    "1",
-)
+    "size", "llama3.1-70b", "--system", "gb200-nvl72", "--gpus", "512", "--sharding", "fsdp", "--tp", "8", "--pp", "1",
+)  # fmt: skip
 
 
 def layouts(*options: str) -> dict[str, dict[str, Any]]:
     """Every layout by name."""
     found = rackscale(*CROSSING, "--global-batch", "512", "--top", 1000, *options, "--json").json
+    for one in found["candidates"]:
+        one["layout"]["recompute"].sort()
     return {json.dumps(one["layout"], sort_keys=True): one for one in found["candidates"]}
 
 

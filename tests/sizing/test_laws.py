@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import pairwise
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,13 +14,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
 from rackscale import models
+from rackscale.kernels import Kernels, kernels, times
 from rackscale.models.description import Model
 from rackscale.sizing.experts import experts_of
-from rackscale.sizing.layout import SHARDINGS, Layout, Layouts
+from rackscale.sizing.layout import FULL, SHARDINGS, Layout, Layouts
 from rackscale.sizing.memory import CLOSE, FITS, Memory, memory
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.search import candidates, factors, price
+from rackscale.sizing.space import RECOMPUTE
 from rackscale.sizing.step import Step, step
 
 MODELS = (
@@ -34,24 +39,25 @@ powers = st.sampled_from([1, 2, 4, 8])
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    tp, pp, cp, replicas = (
-        draw(powers),
-        draw(st.sampled_from([1, 2, 4])),
-        draw(st.sampled_from([1, 2])),
-        draw(powers),
-    )
-    sharding = draw(st.sampled_from(SHARDINGS if pp == 1 else SHARDINGS[:3]))
+    """Any, also with experts divided and over several domains, FSDP in a pipeline, and all that can be saved."""
+    tp, replicas = draw(powers), draw(powers)
+    pp, cp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 4, 8, 16]))
     ranks = tp * cp * replicas
+    etp = draw(st.sampled_from(sorted({1, tp})))
+    again = draw(st.sampled_from(RECOMPUTE))
     return Layout(
         gpus=tp * pp * cp * replicas,
         tp=tp,
         pp=pp,
         cp=cp,
-        ep=draw(st.sampled_from([n for n in (1, 2, 4, 8, 16) if n <= ranks])),
+        ep=draw(st.sampled_from([n for n in (1, 2, 4, 8, 16, 32, 64) if ranks % (n * etp) == 0])),
+        etp=etp,
         virtual=draw(st.sampled_from([1, 2])) if pp > 1 else 1,
         micro_batch=draw(st.sampled_from([1, 2])),
-        sharding=sharding,
-        recompute=draw(st.sampled_from([frozenset(), frozenset({"attention"}), frozenset({"layer"})])),
+        sharding=draw(st.sampled_from(SHARDINGS)),
+        recompute=again,
+        recomputed=draw(st.sampled_from([0.5, 1.0])) if again == FULL else 1.0,
+        offload=draw(st.sampled_from([0.0, 0.5])),
     )
 
 
@@ -126,6 +132,64 @@ def test_a_faster_nvlink_never_slows(model: Model, layout: Layout, system: str, 
     assert seconds(model, at, fast) <= seconds(model, at, slow) * (1 + 1e-9)
 
 
+@given(
+    model=models_,
+    layout=layouts(),
+    system=systems,
+    more=st.floats(1.01, 4.0),
+    rate=st.sampled_from(["flop_per_s", "hbm_bytes_per_s"]),
+)
+def test_a_faster_chip_never_slows(model: Model, layout: Layout, system: str, more: float, rate: str) -> None:
+    recipe = Recipe(system=system)
+    at = arrays(layout, domain=min(layout.gpus, 8))
+    slow = seconds(model, at, recipe)
+    # parts reads the measured curves: faster ones are put in their place
+    with patch.object(times, "measured", return_value=faster(recipe.chip, rate, more)):
+        assert seconds(model, at, recipe) <= slow * (1 + 1e-9)
+
+
+def faster(chip: str, rate: str, more: float) -> Kernels:
+    """The curves with one rate of an accelerator raised."""
+    found = kernels().chip(chip)
+
+    def raised(curve: Any) -> Any:
+        return changed(curve, **{rate: getattr(curve, rate) * more}) if hasattr(curve, rate) else curve
+
+    curves = {
+        kind: {precision: raised(curve) for precision, curve in getattr(found, kind).items()}
+        for kind in ("gemm", "grouped")
+    }
+    better = changed(found, **curves, attention=raised(found.attention), memory=raised(found.memory))
+    return changed(kernels(), chips=kernels().chips | {chip: better})
+
+
+@given(model=models_, layout=layouts(), system=systems)
+def test_offload_never_needs_more_memory_nor_less_time(model: Model, layout: Layout, system: str) -> None:
+    recipe, at = Recipe(system=system), arrays(layout)
+    needs, took = [], []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        some = replace(at, offload=np.full(1, share))
+        needs.append(float(memory(model, some, recipe).total[0]))
+        took.append(seconds(model, some, recipe))
+    assert needs == sorted(needs, reverse=True)
+    assert all(later >= sooner * (1 - 1e-9) for sooner, later in pairwise(took))
+
+
+@given(layout=layouts(), system=systems, ways=st.sampled_from([2, 4, 8]))
+def test_dividing_experts_divides_what_they_keep(layout: Layout, system: str, ways: int) -> None:
+    """Experts over tensor-parallel ranks: the same parameters as over as many more expert-parallel ranks."""
+    model, recipe = models.model("deepseek-v3-671b"), Recipe(system=system)
+    ranks = layout.tp * layout.cp * layout.dp
+    assume(ranks % (layout.ep * ways) == 0 and layout.ep * ways <= 256)
+    whole, divided, apart = (
+        memory(model, arrays(changed(layout, sharding="zero1", ep=ep, etp=etp)), recipe)
+        for ep, etp in ((layout.ep, 1), (layout.ep, ways), (layout.ep * ways, 1))
+    )
+    assert divided.parameters[0] == pytest.approx(apart.parameters[0])
+    assert divided.optimizer[0] == pytest.approx(apart.optimizer[0])
+    assert divided.parameters[0] < whole.parameters[0]
+
+
 @given(model=models_, system=systems, more=st.floats(1.01, 4.0))
 def test_more_memory_never_makes_the_best_slower(model: Model, system: str, more: float) -> None:
     at = candidates(
@@ -167,11 +231,12 @@ def replace_gpus(layout: Layout, times: int) -> Layout:
 
 @given(model=models_, layout=layouts(), system=systems)
 def test_recompute_saves_memory_and_costs_time(model: Model, layout: Layout, system: str) -> None:
-    recipe, at = Recipe(system=system), arrays(layout)
+    recipe, at = Recipe(system=system), arrays(changed(layout, offload=0.0))
     nothing = tuple(np.zeros(1) for _ in at.again)
     kept, again = replace(at, again=nothing, full=np.zeros(1)), replace(at, again=nothing, full=np.ones(1))
-    assert memory(model, again, recipe).total[0] <= memory(model, kept, recipe).total[0] * (1 + 1e-9)
-    assert seconds(model, again, recipe) >= seconds(model, kept, recipe)
+    for less in (at, again):
+        assert memory(model, less, recipe).total[0] <= memory(model, kept, recipe).total[0] * (1 + 1e-9)
+        assert seconds(model, less, recipe) >= seconds(model, kept, recipe) * (1 - 1e-9)
 
 
 @given(model=models_, layout=layouts(), system=systems)

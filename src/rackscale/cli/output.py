@@ -44,7 +44,8 @@ err = _console(stderr=True)
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, indented."""
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n")
+    found = msgspec.json.encode(value, enc_hook=str, order="deterministic")  # sets have no order of their own
+    sys.stdout.buffer.write(msgspec.json.format(found, indent=2) + b"\n")
     sys.stdout.flush()
 
 

@@ -15,7 +15,7 @@ from rackscale.sizing.provenance import Input
 from rackscale.sizing.recipe import FAMILIES, NEWEST, OPTIMIZERS, PRECISIONS, TASKS, Recipe
 from rackscale.sizing.search import Limits
 from rackscale.sizing.segments import domain_gpus
-from rackscale.sizing.space import SHARDED
+from rackscale.sizing.space import WAYS
 
 if TYPE_CHECKING:
     from rackscale.models.description import Model
@@ -265,7 +265,7 @@ def _limits(asked: dict[str, Any], read: Values) -> Limits:
         **plain,
         sharding=None
         if sharding is None
-        else read.word("--sharding", sharding, SHARDED, meant=MEANT["sharding"]),
+        else read.word("--sharding", sharding, WAYS, meant=MEANT["sharding"]),
         recompute=None if again is None else _recompute(again, read),
     )
 
@@ -385,10 +385,10 @@ def _leaves(recipe: Recipe, domain: int) -> list[str]:
         return [] if tight is None else [f"--oversubscription {tight:g}: {missing}"]
     if leaf % domain == 0:
         return []
-    least = int(leaf // domain) * domain
+    least = leaf // domain * domain
     sizes = [f"{size:,}" for size in (least, least + domain) if size]
     return [
-        f"--leaf {leaf:g}: a leaf holds whole NVLink domains, {domain} GPUs of the job each: {' or '.join(sizes)}"
+        f"--leaf {leaf:,}: a leaf holds whole NVLink domains, {domain} GPUs of the job each: {' or '.join(sizes)}"
     ]
 
 

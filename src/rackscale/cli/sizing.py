@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rackscale import catalog
 from rackscale.cli.output import FAILED, JsonOption, err, fail, show
 from rackscale.cli.scoring import PANEL, Constants
-
-if TYPE_CHECKING:
-    from rackscale.sizing.size import Sizing
 
 TRAINED, LAID_OUT = "How it is trained", "Layout: what is left out is searched"
 FABRIC, COSTS, ANSWER = "Fabric", "Failures and money", "Answer"
@@ -227,10 +224,10 @@ def size(
     ] = None,
     failures: Annotated[float | None, _cost("Per GPU-hour. [default: 2e-5, assumed]", "RATE")] = None,
     checkpoint_stall: Annotated[
-        float | None, _cost("Of training, per checkpoint. [default: 60, assumed]", "SECONDS")
+        float | None, _cost("Of training, per checkpoint. [default: by the size of the job]", "SECONDS")
     ] = None,
     restart: Annotated[
-        float | None, _cost("From a failure to training again. [default: 600, assumed]", "SECONDS")
+        float | None, _cost("From a failure to training again. [default: by the size of the job]", "SECONDS")
     ] = None,
     constants: Constants = None,
     top: Annotated[
@@ -262,20 +259,9 @@ def size(
         what = question(asked)
         found = what.answer()
     picture = report.sizing(found, what.recipe, warnings=what.warnings, explain=explain)
-    show(_in_order(found) if json else found, picture, json=json)
+    show(found, picture, json=json)
     if json:
         for warning in what.warnings:
             err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if not found.fitting:
         raise typer.Exit(FAILED)
-
-
-def _in_order(found: Sizing) -> dict[str, Any]:
-    """For JSON that is the same every time: sets have no order."""
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(found)
-    for one in (*plain["candidates"], plain["faster"]):
-        if one is not None:
-            one["layout"]["recompute"].sort()
-    return plain

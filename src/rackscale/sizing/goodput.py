@@ -63,14 +63,22 @@ def goodput(
     failures_per_gpu_hour: float,
     write_s: float,
     restart_s: float,
+    save_s: float = 0.0,
     interval_s: float | None = None,
 ) -> Goodput:
-    """Of a job on `gpus`; the best interval where none is given (at least as long as a checkpoint takes)."""
+    """Of a job on `gpus`; the best interval where none is given, at least as long as a checkpoint takes.
+
+    Training stands still for `write_s` of a checkpoint, which can be used `save_s` after it began (asynchronous: later
+    than it stands still). Who fails meanwhile goes back to the one before: on average that is `save_s` - `write_s` of
+    work that is done again with each failure, counted with the restart.
+    """
     rate = gpus * failures_per_gpu_hour / 3600.0
-    interval = interval_s or max(best_interval_s(rate_per_s=rate, write_s=write_s), write_s, 1.0)
+    least = max(write_s, save_s, 1.0)
+    interval = interval_s or max(best_interval_s(rate_per_s=rate, write_s=write_s), least)
     if interval == float("inf"):
         return Goodput(share=1.0, interval_s=interval, mean_between_failures_s=interval)
-    slower = stretch(rate_per_s=rate, interval_s=interval, write_s=write_s, restart_s=restart_s)
+    lost_s = max(save_s - write_s, 0.0)
+    slower = stretch(rate_per_s=rate, interval_s=interval, write_s=write_s, restart_s=restart_s + lost_s)
     return Goodput(
         share=1.0 / slower,
         interval_s=interval,

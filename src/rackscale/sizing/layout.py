@@ -18,6 +18,20 @@ SHARDINGS: tuple[Sharding, ...] = ("none", "zero1", "zero2", "fsdp")
 MODULES = ("attention", "mlp", "norm", "activation", "latent", "experts")
 """What a backward pass can compute again instead of keeping it: core attention, the dense feed-forward part, norms,
 the activation function, latent attention's up-projections, the experts."""
+SAME = (
+    "gpus",
+    "tp",
+    "pp",
+    "cp",
+    "ep",
+    "etp",
+    "virtual",
+    "zero_bubble",
+    "ulysses",
+    "micro_batch",
+    "offload",
+)
+"""Fields of a Layout that are the same as a column of Layouts."""
 FULL = frozenset({"layer"})
 """Keep nothing but a layer's input."""
 SELECTIVE = frozenset({"attention"})
@@ -155,22 +169,7 @@ class Layouts:
         dp = np.array([layout.dp for layout in layouts], dtype=float)
         shard = column("shard")
         return cls(
-            **{
-                name: column(name)
-                for name in (
-                    "gpus",
-                    "tp",
-                    "pp",
-                    "cp",
-                    "ep",
-                    "etp",
-                    "virtual",
-                    "zero_bubble",
-                    "ulysses",
-                    "micro_batch",
-                    "offload",
-                )
-            },
+            **{name: column(name) for name in SAME},
             sharding=np.array([SHARDINGS.index(layout.sharding) for layout in layouts], dtype=float),
             shard=np.where(shard > 0, np.clip(shard / column("cp"), 1.0, dp), dp),
             again=tuple(

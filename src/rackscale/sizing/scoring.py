@@ -116,7 +116,8 @@ def unread_lines(file: str | Path, unread: Iterable[Unread]) -> list[str]:
 
 
 def _scored(row: Measurement, seconds: float) -> Scored:
-    low, high = bands.band(row.recipe, experts=calibration.has_experts(row))
+    experts = calibration.has_experts(row)
+    low, high = bands.band(row.recipe, experts=experts, gpus=row.layout.gpus, model=row.model)
     return Scored(
         row=row.row,
         source=row.source,

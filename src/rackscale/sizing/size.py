@@ -12,9 +12,11 @@ from msgspec import Struct
 from rackscale.models.description import Model
 from rackscale.sizing import bands
 from rackscale.sizing.advice import advice
+from rackscale.sizing.checkpoint import Checkpoint, checkpoint
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.flops import flops_per_token
 from rackscale.sizing.goodput import Goodput, goodput
+from rackscale.sizing.groups import Group, groups
 from rackscale.sizing.layout import Layout
 from rackscale.sizing.memory import CLOSE, TIGHT, Memory
 from rackscale.sizing.provenance import Input, inputs
@@ -24,10 +26,6 @@ from rackscale.sizing.segments import domain_gpus
 from rackscale.sizing.step import Step
 from rackscale.workload import Offer, Shape
 
-CHECKPOINT_S = 60.0
-"""Assumed stall of a checkpoint; asynchronous ones stall a few seconds (data/reliability/checkpoints.csv)."""
-RESTART_S = 600.0
-"""Assumed: detect, reschedule, load and warm up (Llama 3 and Meta's clusters report 5 to 10 minutes)."""
 FAILURES_PER_GPU_HOUR = 2e-5
 """Published rates are 1e-5 to 4e-5; no field data for NVL72 racks was found."""
 
@@ -45,7 +43,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     layout: Layout
     step_s: float
     low_s: float
-    """Nine steps in ten that were measured took longer than this against their prediction, one in ten less."""
+    """Nine steps in ten that were measured took longer than this against their prediction, one in ten less. Wider where
+    nothing of this size, precision or kind was measured: see bands.band."""
     high_s: float
     p99_s: float
     """One step in a hundred takes longer: stragglers, retries, collectors."""
@@ -56,6 +55,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """By part: see step.Step."""
     exposed_s: float
     """Messages that nothing hides."""
+    groups: tuple[Group, ...]
+    """Where the ranks that talk to each other lie."""
     bytes: dict[str, float]
     """Of memory by part: see memory.Memory."""
     total_bytes: float
@@ -82,6 +83,7 @@ class Sizing(Struct, frozen=True, kw_only=True):
     considered: int
     """Layouts: every division of the GPUs with every way to save memory."""
     divisions: int
+    """Ways to divide the model, the batch and the states over the GPUs."""
     fitting: int
     """Divisions that fit in memory, with some saving."""
     tight: int
@@ -95,6 +97,8 @@ class Sizing(Struct, frozen=True, kw_only=True):
     flops_per_token: float
     advice: tuple[str, ...]
     """What to change where nothing fits."""
+    checkpoint: Checkpoint
+    """What one takes, and a restart from it."""
     goodput: Goodput
     run_tokens: float | None
     run_s: float | None
@@ -116,8 +120,8 @@ def size(
     run_tokens: float | None = None,
     usd_per_gpu_hour: float | None = None,
     failures_per_gpu_hour: float = FAILURES_PER_GPU_HOUR,
-    checkpoint_s: float = CHECKPOINT_S,
-    restart_s: float = RESTART_S,
+    checkpoint_s: float | None = None,
+    restart_s: float | None = None,
     values: dict[str, float] | None = None,
 ) -> Sizing:
     """Searches every layout that makes sense, and ranks those that fit in memory by step time.
@@ -126,29 +130,71 @@ def size(
     that counts on it is wrong as a whole; the fastest of them is told beside (`faster`).
 
     `global_batch` in sequences of `tokens`; `domain`: GPUs of the job in each NVLink domain (None: whole nodes, spares
-    left); `values`: constants of a user's calibration. Raises ValueError where no layout divides the job evenly.
+    left); `checkpoint_s`, `restart_s`: stall and restart, instead of what follows from the job's size; `values`:
+    constants of a user's calibration. Raises ValueError where no layout divides the job evenly.
     """
     near = domain_gpus(recipe.system, gpus) if domain is None else domain
     at = divisions(model, gpus=gpus, global_batch=global_batch, tokens=tokens, domain=near, limits=limits)
     if not len(at):
-        raise ValueError(
-            f"no layout divides {gpus} GPUs and a global batch of {global_batch} sequences evenly:"
-            " choose a batch that is a multiple of the data-parallel replicas"
-        )
-    found = search(model, at, savings(model, chip=recipe.chip, limits=limits), recipe, top=top, values=values)
-    costs = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
-    per_token = flops_per_token(model, tokens, trains_all=recipe.task != "lora")
-    best, faster = _candidates(model, found.best, recipe, per_token=per_token, usd=costs, top=top)
-    good = goodput(
-        gpus=gpus, failures_per_gpu_hour=failures_per_gpu_hour, write_s=checkpoint_s, restart_s=restart_s
+        raise ValueError(_undivided(gpus, global_batch))
+    ways = savings(model, chip=recipe.chip, limits=limits)
+    found = search(model, at, ways, recipe, top=top, values=values)
+    saved = checkpoint(model, recipe, gpus=gpus).given(stall_s=checkpoint_s, restart_s=restart_s)
+    rests_on = inputs(
+        model,
+        recipe,
+        gpus=gpus,
+        failures_per_gpu_hour=failures_per_gpu_hour,
+        p99_per_doubling=P99_PER_DOUBLING,
+        saved=saved,
+        usd_per_gpu_hour=usd_per_gpu_hour,
     )
+    usd = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
+    good = _goodput(gpus, failures_per_gpu_hour, saved)
+    return _answer(
+        model,
+        recipe,
+        found,
+        saved=saved,
+        good=good,
+        rests_on=rests_on,
+        run_tokens=run_tokens,
+        top=top,
+        usd=usd,
+    )
+
+
+def _undivided(gpus: int, global_batch: int) -> str:
+    return (
+        f"no layout divides {gpus} GPUs and a global batch of {global_batch} sequences evenly:"
+        " choose a batch that is a multiple of the data-parallel replicas"
+    )
+
+
+def _answer(
+    model: Model,
+    recipe: Recipe,
+    found: Found,
+    *,
+    saved: Checkpoint,
+    good: Goodput,
+    rests_on: tuple[Input, ...],
+    run_tokens: float | None,
+    top: int,
+    usd: float | None,
+) -> Sizing:
+    """Everything that is told of what was found."""
+    at = found.best.layouts
+    gpus, tokens = int(at.gpus[0]), int(at.tokens[0])
+    per_token = flops_per_token(model, tokens, trains_all=recipe.task != "lora")
+    best, faster = _candidates(model, found.best, recipe, per_token=per_token, usd=usd, top=top)
     run_s = None if run_tokens is None else _run_s(run_tokens, best[0], gpus, good)
     return Sizing(
         model=model.name,
         system=recipe.system,
         gpus=gpus,
-        domain_gpus=near,
-        global_batch=global_batch,
+        domain_gpus=int(at.domain[0]),
+        global_batch=int(at.global_batch[0]),
         sequence_tokens=tokens,
         considered=found.considered,
         divisions=found.divisions,
@@ -160,18 +206,22 @@ def size(
         peak_flop_per_s=recipe.peak_flop_per_s,
         flops_per_token=per_token,
         advice=_advice(found, recipe),
+        checkpoint=saved,
         goodput=good,
         run_tokens=run_tokens,
         run_s=run_s,
-        run_usd=None if run_s is None or costs is None else run_s / 3600.0 * gpus * costs,
-        inputs=inputs(
-            model,
-            recipe,
-            failures_per_gpu_hour=failures_per_gpu_hour,
-            checkpoint_s=checkpoint_s,
-            restart_s=restart_s,
-            usd_per_gpu_hour=usd_per_gpu_hour,
-        ),
+        run_usd=None if run_s is None or usd is None else run_s / 3600.0 * gpus * usd,
+        inputs=rests_on,
+    )
+
+
+def _goodput(gpus: int, failures_per_gpu_hour: float, saved: Checkpoint) -> Goodput:
+    return goodput(
+        gpus=gpus,
+        failures_per_gpu_hour=failures_per_gpu_hour,
+        write_s=saved.stall_s,
+        save_s=saved.save_s,
+        restart_s=saved.restart_s,
     )
 
 
@@ -196,7 +246,8 @@ def _candidates(
     model: Model, priced: Priced, recipe: Recipe, *, per_token: float, usd: float | None, top: int
 ) -> tuple[tuple[Candidate, ...], Candidate | None]:
     """The `top` best, and a tight layout that would be faster than the first of them."""
-    bounds = bands.band(recipe, experts=experts_of(model) is not None)
+    gpus = float(priced.layouts.gpus[0])
+    bounds = bands.band(recipe, experts=experts_of(model) is not None, gpus=gpus, model=model)
 
     def told(place: np.intp) -> Candidate:
         mfu = per_token / recipe.peak_flop_per_s
@@ -226,6 +277,7 @@ def _candidate(
         mfu=speed * mfu,
         seconds={f.name: float(getattr(priced.step, f.name)[place]) for f in fields(Step)},
         exposed_s=float(priced.step.exposed[place]),
+        groups=groups(layout, domain=int(at.domain[place]), leaf=recipe.leaf_gpus),
         bytes={f.name: float(getattr(priced.memory, f.name)[place]) for f in fields(Memory)},
         total_bytes=float(priced.memory.total[place]),
         fits=bool(priced.fits[place]),

@@ -24,9 +24,9 @@ CONTEXT = (1, 2, 4, 8, 16, 32)
 LEAST_TOKENS = 2048
 """Of a sequence on each rank of context parallelism; less leaves attention's kernels nothing to do (assumed)."""
 ZERO1, ZERO2, FSDP = (float(SHARDINGS.index(way)) for way in ("zero1", "zero2", "fsdp"))
-WAYS = ("zero1", "fsdp", "hsdp")
+DIVIDED = ("zero1", "fsdp", "hsdp")
 """Of dividing states: HSDP is FSDP inside each NVLink domain, replicated over domains. ZeRO-2 is a saving of ZeRO-1."""
-SHARDED = ("zero1", "zero2", "fsdp", "hsdp")
+WAYS = ("zero1", "zero2", "fsdp", "hsdp")
 """What `Limits.sharding` may say."""
 CHEAP = frozenset({"norm", "activation"})
 """Modules that cost little to compute again: Megatron Bridge's recipes name them first (layernorm, moe_act)."""
@@ -45,6 +45,8 @@ RECOMPUTE: tuple[frozenset[str], ...] = (
     FULL,
 )
 """What recipes compute again, from least to most; modules that a model lacks fall out."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of layers that are computed again as a whole (Megatron's method "block")."""
 OFFLOAD = (0.0, 0.25, 0.5, 0.75)
 """Shares of layers whose activations wait in host memory. Megatron keeps at least the last layer on the accelerator."""
 NEAR_HOSTS = frozenset({"GB200", "GB300"})
@@ -63,7 +65,7 @@ class Limits:
     micro_batch: int | None = None
     virtual: int | None = None
     sharding: str | None = None
-    """One of SHARDED."""
+    """One of WAYS."""
     recompute: frozenset[str] | None = None
     offload: float | None = None
     """Share of layers; None: tried where host memory is near."""
@@ -78,12 +80,23 @@ class Saving:
     """What is given up to need less memory."""
 
     recompute: frozenset[str] = frozenset()
+    recomputed: float = 1.0
+    """Share of layers, where whole ones are computed again."""
     offload: float = 0.0
     zero2: bool = False
 
     def within(self, other: Saving) -> bool:
-        """Whether `other` gives up all that this one does, and more."""
-        again = self.recompute <= other.recompute or other.recompute == FULL
+        """Whether `other` gives up all that this one does, and more, and so is never faster.
+
+        With offload it may be, where it computes more again: that leaves less to send.
+        """
+        if other.recompute == FULL:
+            mine = self.recomputed if self.recompute == FULL else 1.0 if self.recompute else 0.0
+            again = mine <= other.recomputed
+        else:
+            again = self.recompute <= other.recompute
+        same = (self.recompute, self.recomputed) == (other.recompute, other.recomputed)
+        again &= same or not self.offload
         return self != other and again and self.offload <= other.offload and self.zero2 <= other.zero2
 
 
@@ -95,8 +108,9 @@ def savings(model: Model, *, chip: str, limits: Limits | None = None) -> tuple[S
     offload = OFFLOAD if chip in NEAR_HOSTS else OFFLOAD[:1]
     zero2 = {None: (False, True), "zero2": (True,)}.get(limits.sharding, (False,))
     return tuple(
-        Saving(recompute=again, offload=share, zero2=divided)
+        Saving(recompute=again, recomputed=part, offload=share, zero2=divided)
         for again in (sets if limits.recompute is None else (limits.recompute,))
+        for part in (SHARES if again == FULL else (1.0,))
         for share in (offload if limits.offload is None else (limits.offload,))
         for divided in zero2
     )
@@ -116,7 +130,7 @@ def saved(at: Layouts, ways: Sequence[Saving]) -> Layouts:
     return replace(
         many,
         again=tuple(map(again, MODULES)),
-        full=again("layer"),
+        full=each(lambda way: way.recomputed * ("layer" in way.recompute)),
         offload=each(lambda way: way.offload),
         sharding=np.where(zero2, ZERO2, many.sharding),
     )
@@ -147,8 +161,8 @@ def divisions(
         gpus=gpus * one,
         zero_bubble=limits.zero_bubble * (at["pp"] > 1) * one,
         ulysses=limits.ulysses * (at["cp"] > 1) * one,
-        sharding=np.where(sharding >= WAYS.index("fsdp"), FSDP, ZERO1),
-        shard=np.where(sharding == WAYS.index("hsdp"), domain / (at["tp"] * at["cp"]), replicas),
+        sharding=np.where(sharding >= DIVIDED.index("fsdp"), FSDP, ZERO1),
+        shard=np.where(sharding == DIVIDED.index("hsdp"), domain / (at["tp"] * at["cp"]), replicas),
         again=tuple(0.0 * one for _ in MODULES),
         full=0.0 * one,
         offload=0.0 * one,
@@ -224,7 +238,7 @@ class _Asked:
         more = _grid(
             ep=_or(limits.ep, divisors(experts) if experts else (1,)),
             etp=_or(limits.etp, (1, 0) if experts else (1,)),
-            sharding=(i for i, way in enumerate(WAYS) if sharding in {None, way}),
+            sharding=(i for i, way in enumerate(DIVIDED) if sharding in {None, way}),
         )
         many, each = len(more["ep"]), len(of["tp"])
         of = {name: np.repeat(column, many) for name, column in of.items()}
@@ -235,7 +249,7 @@ class _Asked:
         near = self.domain / (of["tp"] * of["cp"])
         replicas = ranks / (of["tp"] * of["cp"])
         even = (near == np.floor(near)) & (near > 1) & (near < replicas)
-        hsdp = of["sharding"] == WAYS.index("hsdp")
+        hsdp = of["sharding"] == DIVIDED.index("hsdp")
         good = ~again & (ranks % (of["ep"] * of["etp"]) == 0)
         good &= ~hsdp | (even & (replicas % np.maximum(near, 1.0) == 0))
         return {name: column[good] for name, column in of.items()}

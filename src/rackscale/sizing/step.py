@@ -89,15 +89,29 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         + parts.again_moved * by["moved"]
     ) * aged
     compute = products + attention + memory + recompute
-    tensor = _exposed(parts.tp_f + parts.tp_b, by["tp"], compute) + parts.tp_bare
-    context = _exposed(parts.ring_f + parts.ring_b, by["ring"], compute) + parts.swap
-    expert = _exposed(parts.ep, by["ep"] * aged, compute) + parts.ep_far * by["ep_far"]
-    offload = _exposed(2.0 * parts.offload, by["offload"], compute)
+    # each second of compute hides one kind of message: what would need more is waited for
+    beside, exposed = compute, []
+    for message, share in (
+        (parts.tp_f + parts.tp_b, by["tp"]),
+        (parts.ring_f + parts.ring_b, by["ring"]),
+        (parts.ep, by["ep"] * aged),
+        (2.0 * parts.offload, by["offload"]),
+    ):
+        exposed.append(_exposed(message, share, beside))
+        beside = beside - (message - exposed[-1])
+    tensor, context, expert, offload = exposed
+    tensor, context, expert = (
+        tensor + parts.tp_bare,
+        context + parts.swap,
+        expert + parts.ep_far * by["ep_far"],
+    )
     busy = compute + tensor + context + expert + offload
     launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
     host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
     sharded = 2.0 * parts.gather + parts.scatter
-    hidden = np.minimum(sharded, (compute + host) * by["fsdp"])  # while the host is slow they run on, too
+    hidden = np.minimum(
+        sharded, (busy + host) * by["fsdp"]
+    )  # they run on while others wait, for the host too
     fsdp = sharded - hidden + hidden * by["drag"]
     each = busy + host + fsdp
     head = (parts.head_f + parts.head_b) * by["high"] * aged
