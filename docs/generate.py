@@ -342,6 +342,7 @@ MEANT = {
     "Memory.optimizer": "Master weights and moments.",
     "Memory.logits": "Of the loss.",
     "Memory.fragments": "What the allocator holds and no request fits.",
+    "Group.ranks": "How many talk to each other.",
     "Input.value": "A number or a word.",
     "Input.unit": "Empty: it has none.",
     "Input.provenance": "`given`, `assumed`, `measured` or `vendor`.",

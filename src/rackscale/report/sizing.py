@@ -309,7 +309,7 @@ def _inputs_in_short(inputs: tuple[Input, ...]) -> list[str]:
         is_choice = one.provenance in {"given", "assumed"}
         by.setdefault(one.provenance, []).append(f"{one.name} {_value(one)}" if is_choice else one.name)
     order = ("given", "assumed", "measured", "vendor")
-    lines = [f"{basis}: {', '.join(by[basis])}" for basis in order if basis in by]
+    lines = [f"{basis}: {'; '.join(by[basis])}" for basis in order if basis in by]
     return [*lines, "--explain shows where time and memory go, and the source of every input"]
 
 
