@@ -234,9 +234,8 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
 def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
     """Where a table leaves open what was kept: all of it if that fits in memory.
 
-    Else the activations of as few layers as will do wait in host memory, where it is as near as Grace's, or are computed
-    again. Where not even
-    weights and gradients fit, the table does not say that they are divided (FSDP).
+    Else the activations of as few layers as will do wait in host memory, where it is as near as Grace's, or are
+    computed again. Where not even weights and gradients fit, the table does not say that they are divided (FSDP).
     """
     hbm_bytes = recipe.hardware.accelerator.hbm_bytes
     if hbm_bytes is None:
