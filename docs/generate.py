@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -23,7 +24,21 @@ from rackscale.capacity import ledger, placement, quality, waits
 from rackscale.cli import app as command_line
 from rackscale.programs import contract
 from rackscale.report import because
+from rackscale.report import models as known_models
 from rackscale.scheduler import answers
+from rackscale.sizing import (
+    calibration,
+    checkpoint,
+    goodput,
+    groups,
+    layout,
+    measurements,
+    memory,
+    provenance,
+    scoring,
+    size,
+    step,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run it. -->"
@@ -227,6 +242,151 @@ def quality_page() -> str:
     return "\n\n".join(parts)
 
 
+def sizing_page() -> str:
+    """The JSON of size, score, calibrate and catalog --models."""
+    parts = [
+        "# Sizing",
+        (
+            "What `rackscale size`, `score`, `calibrate` and `catalog --models` answer with `--json`. Names end with "
+            "the unit; shares are parts of 1; infinite times are null. How it is reckoned: "
+            "[sizing](../explanation/sizing.md)."
+        ),
+    ]
+    for heading, text, modules, names in SIZING:
+        found = {record.name: record for module in modules for record in records(module)}
+        parts += [f"## {heading}", text]
+        for name in names:
+            record = found[name]
+            rows = [
+                (code(field), _json_type(kind), meaning or MEANT.get(f"{name}.{field}", ""))
+                for field, kind, _, meaning in record.fields
+            ]
+            parts += [f"### {name}", record.doc, table(("field", "type", "meaning"), rows)]
+    return "\n\n".join(parts)
+
+
+SIZING: tuple[tuple[str, str, tuple[ModuleType, ...], tuple[str, ...]], ...] = (
+    (
+        "rackscale size",
+        (
+            "One `Sizing`. `candidates` are ranked, the first is the best; where none fits (`fitting` is 0, exit code "
+            "1) they are the nearest to fitting. `seconds` of a candidate has the fields of `Step`, `bytes` those of "
+            "`Memory`. `offer` is what an elastic job's document says of a shape: its `throughput` is in steps per "
+            "second, to be compared with that of other offers of the same job."
+        ),
+        (size, layout, step, memory, groups, checkpoint, goodput, provenance, workload),
+        (
+            "Sizing",
+            "Candidate",
+            "Layout",
+            "Step",
+            "Memory",
+            "Group",
+            "Checkpoint",
+            "Goodput",
+            "Input",
+            "Offer",
+            "Shape",
+        ),
+    ),
+    (
+        "rackscale score",
+        "One `Score`.",
+        (scoring, calibration, measurements),
+        ("Score", "Scored", "Errors", "Unread"),
+    ),
+    (
+        "rackscale calibrate",
+        "One `Calibrated`; `Errors` and `Unread` are above.",
+        (scoring,),
+        ("Calibrated",),
+    ),
+    ("rackscale catalog --models", "A list of `KnownModel`.", (known_models,), ("KnownModel",)),
+)
+"""Verbs with what they answer, and the records that it is made of."""
+
+JSON_TYPES = (
+    (r"tuple\[(\w+), \.\.\.\]", r"list[\1]"),
+    (r"frozenset\[", "list["),
+    (r"\bArray\b", "float"),
+    (r"\bNone\b", "null"),
+    (r"Annotated\[(\w+),.*\]", r"\1"),
+    (r"\b(?:Basis|Sharding)\b", "str"),
+    (r"\bCount\b", "int"),
+)
+
+
+def _json_type(kind: str) -> str:
+    for pattern, word in JSON_TYPES:
+        kind = re.sub(pattern, word, kind)
+    return kind
+
+
+MEANT = {
+    "Sizing.system": "Its name in the catalog.",
+    "Sizing.gpus": "GPUs of the job.",
+    "Sizing.goodput": "With failures and checkpoints.",
+    "Candidate.layout": "Its degrees of parallelism.",
+    "Candidate.tokens_per_s_per_gpu": "Without failures.",
+    "Layout.gpus": "GPUs of the job.",
+    "Layout.sharding": "What data-parallel ranks divide: `none`, `zero1` (optimizer states), `zero2` (gradients too), "
+    "`fsdp` (parameters too).",
+    "Step.recompute": "What is computed again going backward.",
+    "Step.context": "The same, context parallel.",
+    "Step.expert": "The same, expert parallel.",
+    "Step.pipeline": "The same, between stages.",
+    "Step.data": "The same, data parallel.",
+    "Step.optimizer": "The update of the parameters.",
+    "Memory.parameters": "Weights that products read.",
+    "Memory.gradients": "As they are reduced.",
+    "Memory.optimizer": "Master weights and moments.",
+    "Memory.logits": "Of the loss.",
+    "Memory.fragments": "What the allocator holds and no request fits.",
+    "Group.ranks": "How many talk to each other.",
+    "Input.value": "A number or a word.",
+    "Input.unit": "Empty: it has none.",
+    "Input.provenance": "`given`, `assumed`, `measured` or `vendor`.",
+    "Offer.shape": "Segments and nodes.",
+    "Shape.segments": "Parts that each lie inside one NVLink domain.",
+    "Shape.nodes_per_segment": "Instances of each part.",
+    "Scored.precision": "Of the products.",
+    "Scored.predicted_s": "The same, by the constants.",
+    "Scored.high_s": "See `low_s`.",
+    "Scored.gpus": "GPUs of the job.",
+    "Errors.rows": "How many.",
+    "Errors.median": "Of abs(predicted / measured - 1).",
+    "Errors.p90": "Nine in ten are no worse.",
+    "Errors.worst": "The greatest.",
+    "Unread.row": "`row_id`, or the line.",
+    "Unread.line": "Of the file, counted from 1.",
+    "Unread.reason": "All that is wrong with it.",
+    "Calibrated.rows": "Rows that could be read.",
+    "KnownModel.name": "As `rackscale size` takes it.",
+    "KnownModel.family": "Models that are made alike.",
+    "KnownModel.parameters": "All, without multi-token prediction.",
+    "KnownModel.layers": "Without those of multi-token prediction.",
+    "KnownModel.source": "Who says so.",
+    "Score.file": "As it was named.",
+    "Score.rows": "Row by row.",
+    "Sizing.model": "Its name in the catalog.",
+    "Sizing.sequence_tokens": "Tokens of a sequence.",
+    "Sizing.hbm_bytes": "Memory of one GPU; null: nobody publishes it.",
+    "Sizing.peak_flop_per_s": "Of one GPU, dense, in the precision of the products: what MFU is a share of.",
+    "Sizing.flops_per_token": "That the model needs, forward and backward.",
+    "Sizing.run_tokens": "As `--tokens` said; null: it did not.",
+    "Sizing.run_usd": "Of all GPUs for `run_s`; null: there is no price.",
+    "Sizing.inputs": "Everything that the answer rests on, with what was assumed.",
+    "Candidate.step_s": "Expected time of one step.",
+    "Candidate.high_s": "One in ten took longer than this.",
+    "Candidate.total_bytes": "Of memory on the fullest GPU.",
+    "Candidate.fits": "Whether that is there.",
+    "Candidate.usd_per_million_tokens": "Without failures; null: there is no price.",
+    "Layout.recompute": "Parts of a layer, or `layer`: all of it but its input.",
+    "Input.name": "Such as `precision`.",
+    "Input.source": "Who says so, or why it was chosen.",
+}
+"""Of fields that have no docstring."""
+
 PUBLIC = ("Quality", "Share", "Wait", "Spread", "Span", "Badput", "Recovery")
 """The records that the JSON is made of, from the outside in."""
 
@@ -260,6 +420,32 @@ def contract_page() -> str:
     )
     parts += ["## Worker", record.doc, fields_table(record)]
     return "\n\n".join(parts)
+
+
+def models_page() -> str:
+    """The models that can be sized."""
+    rows = [
+        (
+            code(one.name),
+            f"{one.parameters / 1e9:,.2f}",
+            "" if one.active_parameters == one.parameters else f"{one.active_parameters / 1e9:,.2f}",
+            one.layers,
+            "" if one.longest_tokens is None else f"{one.longest_tokens:,}",
+            ", ".join(map(code, one.aliases)),
+        )
+        for one in known_models.known()
+    ]
+    head = ("model", "parameters, G", "of a token, G", "layers", "longest sequence, tokens", "also called")
+    return "\n\n".join(
+        (
+            "# Models",
+            (
+                "What `rackscale size` knows by name; `rackscale catalog --models` lists the same. Any other is "
+                "described by the path of its Hugging Face config.json."
+            ),
+            table(head, rows),
+        )
+    )
 
 
 def catalog_page() -> str:
@@ -464,8 +650,10 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "documents.md": documents_page,
     "events.md": events_page,
+    "models.md": models_page,
     "policy.md": policy_page,
     "quality.md": quality_page,
+    "sizing.md": sizing_page,
     "why.md": why_page,
     "worker-contract.md": contract_page,
 }

@@ -57,11 +57,15 @@ class Answer(NamedTuple):
 Run = Callable[..., Answer]
 
 
-def rackscale(*arguments: object, code: int | None = 0, cwd: Path | None = None) -> Answer:
+def rackscale(
+    *arguments: object, code: int | None = 0, cwd: Path | None = None, columns: int | None = None
+) -> Answer:
     """Run the command line in a pipe. It ends with `code`, never with a traceback, and never paints a pipe."""
     env = {**os.environ, "TERM": "xterm-256color"}
     for name in ("COLUMNS", "FORCE_COLOR", "RACKSCALE_SITE"):
         env.pop(name, None)
+    if columns is not None:
+        env["COLUMNS"] = str(columns)
     done = subprocess.run(
         [str(SCRIPT), *map(str, arguments)], env=env, cwd=cwd, capture_output=True, text=True, check=False,
         timeout=PATIENCE_S, stdin=subprocess.DEVNULL,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import rackscale
+from tests.cli.conftest import PATIENCE_S, SCRIPT, rackscale
 from tests.sizing.test_measurements import table
 
 pytest.importorskip("scipy")
@@ -65,5 +68,49 @@ def test_it_needs_rows_and_says_how_many(tmp_path: Path) -> None:
     assert "abacus" in done.err
 
 
-def test_a_place_that_cannot_be_written_is_named(slower: Path, tmp_path: Path) -> None:
-    assert "absent" in rackscale("calibrate", slower, "--out", tmp_path / "absent" / "a.toml", code=1).err
+@pytest.fixture(name="known")
+def _known(tmp_path: Path) -> Path:
+    """A fleet that is as the published constants say already: there is nothing to gain."""
+    rows = rackscale("score", table(tmp_path, *map(dict, RUNS)), "--json").json["rows"]
+    steps = {row["row"]: f"{row['predicted_s']:.6f}" for row in rows}
+    return table(tmp_path, *({**run, "step_time_s": steps[run["row_id"]]} for run in RUNS))
+
+
+def test_what_gains_nothing_is_not_written_but_for_anyway(known: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ours.toml"
+    done = rackscale("calibrate", known, "--out", out, code=1)
+    assert "keep the published constants" in done.out
+    assert "ours.toml is not written: on rows held back the median error is" in done.err
+    assert "--anyway" in done.err
+    assert not out.exists()
+    asked = rackscale("calibrate", known, "--out", out, "--json", code=1)
+    assert asked.json["gains"] is False
+    rackscale("calibrate", known, "--out", out, "--anyway")
+    assert "[constants]" in out.read_text("utf-8")
+    assert {file.name for file in tmp_path.iterdir()} == {"rows.csv", "ours.toml"}
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.csv"
+    done = rackscale("calibrate", absent, "--out", tmp_path / "nowhere" / "a.toml", code=1)
+    assert "--out" in done.err
+    assert "there is no folder" in done.err
+    assert "absent.csv" not in done.err
+    assert "this is a folder" in rackscale("calibrate", absent, "--out", tmp_path, code=1).err
+
+
+def test_interrupted_it_ends_with_130_and_leaves_the_old_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    out = tmp_path / "ours.toml"
+    out.write_text("old", "utf-8")
+    running = subprocess.Popen(
+        [SCRIPT, "calibrate", tmp_path / "rows.csv", "--out", out],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with (tmp_path / "rows.csv").open("w"):  # opens once it reads
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    assert out.read_text("utf-8") == "old"
+    assert {file.name for file in tmp_path.iterdir()} == {"rows.csv", "ours.toml"}

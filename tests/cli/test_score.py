@@ -46,6 +46,24 @@ def test_errors_are_of_the_prediction_against_the_measurement(tmp_path: Path) ->
     assert found["total"]["worst"] == pytest.approx(max(abs(first["error"]), abs(second["error"])))
 
 
+def test_a_row_without_a_name_is_named_by_its_line_once(tmp_path: Path) -> None:
+    file = table(tmp_path, {}, {"row_id": "", "step_time_s": "-3"})
+    text = rackscale("score", file).out
+    assert "rows.csv:3: step_time_s: '-3' is not above 0" in text
+    assert rackscale("score", file, "--json").json["unread"][0]["row"] == "line 3"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_words_wrap_but_numbers_never_break(tmp_path: Path, columns: int) -> None:
+    file = table(tmp_path, {}, {"row_id": "a-name-of-some-length", "vp": ""})
+    text = rackscale("score", file, columns=columns).out
+    (row,) = rackscale("score", file, "--json").json["rows"][:1]
+    (line,) = (line for line in text.splitlines() if line.startswith("a1"))
+    for number in ("10.50 s", f"{row['predicted_s']:.2f} s", f"{row['low_s']:.1f}-{row['high_s']:.1f} s"):
+        assert number in line
+    assert max(len(line) for line in text.splitlines() if "/" not in line) <= columns
+
+
 def test_without_a_readable_row_it_fails(tmp_path: Path) -> None:
     assert "abacus" in rackscale("score", table(tmp_path, {"system": "abacus"}), code=1).out
 
@@ -56,7 +74,9 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     done = rackscale("score", file, code=1)
     assert "rows.csv:1: there is no column 'num_gpus'" in " ".join(done.err.split())
     assert "problems" in done.err
-    assert "absent.csv" in rackscale("score", tmp_path / "absent.csv", code=1).err
+    absent = rackscale("score", tmp_path / "absent.csv", code=1).err
+    assert "absent.csv: no such file or directory" in absent
+    assert "Errno" not in absent
     file.write_bytes(b"\x00\xff\x80")
     assert "rows.csv" in rackscale("score", file, code=1).err
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rackscale import models
 from tests.cli.conftest import LOOP, loop, rackscale
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -71,6 +72,22 @@ def test_the_catalog_tells_units_and_sources() -> None:
     assert "u-p6e-gb300x72" in rackscale("catalog").out
     assert json.dumps(rackscale("catalog", "u-p6e-gb300x72", "--json").json).count("source") > 0
     assert "did you mean" in rackscale("catalog", "u-p6e-gb300x27", code=1).err
+    both = {one["name"] for one in rackscale("catalog", "p6e-gb200", "--json").json}
+    assert both == {"u-p6e-gb200x36", "u-p6e-gb200x72"}
+
+
+def test_the_catalog_lists_models_by_a_part_of_any_of_their_names() -> None:
+    every = rackscale("catalog", "--models", "--json").json
+    assert len(every) == len(models.models())
+    llama = rackscale("catalog", "meta-llama/llama-3.2", "--models", "--json").json
+    assert {one["name"] for one in llama} == {"llama3.2-1b", "llama3.2-3b"}
+    (alias,) = rackscale("catalog", "deepseek-v3", "--models", "--json").json
+    assert (alias["name"], alias["layers"], alias["longest_tokens"]) == ("deepseek-v3-671b", 61, 163840)
+    assert alias["active_parameters"] < alias["parameters"] == 671026404352
+    for columns in (80, 120):
+        text = rackscale("catalog", "--models", columns=columns).out
+        assert len(text.splitlines()) == len(every) + 1
+    assert "did you mean 'llama3-8b'?" in rackscale("catalog", "lamma3-8b", "--models", code=1).err
 
 
 def test_a_plan_without_a_controller_is_made_on_the_documents_and_leaves_nothing(

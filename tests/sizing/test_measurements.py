@@ -98,6 +98,14 @@ def test_what_is_left_open_is_said(tmp_path: Path) -> None:
     assert not row.complete
 
 
+def test_expert_parallelism_that_is_left_open_is_said_where_there_are_experts(tmp_path: Path) -> None:
+    sparse = {"model": "deepseek-v3", "tp": "1", "pp": "1", "cp": "1", "vp": "", "dp_type": "fsdp"}
+    row = one(tmp_path, **sparse, ep="")
+    assert (row.layout.ep, row.assumed) == (1, ("ep",))
+    assert one(tmp_path, **sparse, ep="8").complete
+    assert one(tmp_path, ep="").complete
+
+
 @pytest.mark.parametrize(
     ("text", "sharding", "shard"),
     [
@@ -168,13 +176,23 @@ def test_a_domain_of_many(tmp_path: Path) -> None:
         ({"tp": "four"}, ["tp: 'four' is not a number"]),
         ({"precision": "int3"}, ["precision: 'int3' is unknown"]),
         ({"step_time_s": ""}, ["neither step_time_s nor tokens_per_s_per_gpu is given"]),
+        ({"step_time_s": "-1"}, ["step_time_s: '-1' is not above 0"]),
+        (
+            {"step_time_s": "0", "tokens_per_s_per_gpu": "0"},
+            ["step_time_s: '0'", "tokens_per_s_per_gpu: '0'"],
+        ),
+        ({"step_time_s": "nan"}, ["step_time_s: 'nan' is not a number"]),
+        ({"num_gpus": "inf"}, ["num_gpus: 'inf' is not a number"]),
+        ({"layers": "0"}, ["layers: 0 is not a whole number"]),
+        ({"source_date": "June"}, ["source_date: 'June' is not a date such as 2026-06"]),
+        ({"dp_type": "fspd"}, ["dp_type: 'fspd' is unknown"]),
         ({"global_batch_size": "127"}, ["global_batch_size: 127 is not a multiple of 2"]),
         ({"task": "distil"}, ["task: 'distil' is none of pretrain, sft, lora"]),
         ({"recompute": "some"}, ["recompute: 'some' is unknown"]),
         # several at once
         (
-            {"system": "abacus", "precision": "int3", "tp": "0"},
-            ["abacus", "int3", "tp: 0 is not a whole number"],
+            {"system": "abacus", "precision": "int3", "tp": "0", "step_time_s": "-2"},
+            ["abacus", "int3", "tp: 0 is not a whole number", "step_time_s: '-2'"],
         ),
     ],
 )
@@ -185,6 +203,7 @@ def test_rows_that_cannot_be_read_say_why(
     assert (found.row, found.line) == ("a1", 2)
     for reason in reasons:
         assert reason in found.reason
+    assert "neither" not in found.reason or changed == {"step_time_s": ""}
 
 
 def test_columns_that_are_missing_are_all_named(tmp_path: Path) -> None:
@@ -199,6 +218,24 @@ def test_columns_that_are_missing_are_all_named(tmp_path: Path) -> None:
     assert "there is no column 'seq_len'" in text
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"rows\.csv: this is empty; its first line names columns, at least system, model, num_gpus"),
+        (b"\n \n", "this is empty"),
+        (b"system,model,num_gpus,global_batch_size,seq_len\n", "there are no rows"),
+        (b"system;model;num_gpus\np5;llama3-8b;8\n", "rows.csv:1: columns are separated by ';'"),
+        (b"\xff\xfe\x80", "no text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_table_says_why(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(DocumentError, match=words):
+        read(tmp_path / "rows.csv")
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match=r"none\.csv"):
+    with pytest.raises(DocumentError, match=r"none\.csv: no such file or directory$"):
         read(tmp_path / "none.csv")
+    with pytest.raises(DocumentError, match="is a directory"):
+        read(tmp_path)

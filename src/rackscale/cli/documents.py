@@ -11,7 +11,8 @@ from rich.text import Text
 from rackscale import catalog, spec
 from rackscale.cli.output import FAILED, Files, JsonOption, err, out, print_json, report, show
 from rackscale.cli.site import Site, declared
-from rackscale.errors import DocumentError
+from rackscale.cli.sizing import known_models, known_systems
+from rackscale.errors import DocumentError, UnknownNameError
 from rackscale.report.tables import plain
 
 
@@ -72,15 +73,33 @@ def schema(
     out.print(f"wrote {output}")
 
 
+def _names(ctx: typer.Context, incomplete: str) -> list[str]:
+    return (known_models if ctx.params.get("of_models") else known_systems)(incomplete)
+
+
 def show_catalog(
-    name: Annotated[str | None, typer.Argument(help="One system; all of them when left out.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of them, or a part of names; all when left out.", autocompletion=_names),
+    ] = None,
+    of_models: Annotated[
+        bool, typer.Option("--models", help="Models that can be sized, instead of systems.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the systems that a fleet can be made of, with their sources.
+    """List the systems that a fleet can be made of, or the models that can be sized, with their sources.
 
-    Examples: `rackscale catalog` and `rackscale catalog u-p6e-gb300x72 --json`
+    Examples: `rackscale catalog`, `rackscale catalog u-p6e-gb300x72 --json`, `rackscale catalog --models`,
+    `rackscale catalog qwen3 --models`
     """
-    systems = catalog.systems() if name is None else (catalog.system(name),)
+    if of_models:
+        _show_models(name, json=json)
+        return
+    systems = catalog.systems()
+    if name is not None:
+        parts = tuple(s for s in systems if name.lower() in s.name)
+        exact = tuple(s for s in systems if s.name == name)
+        systems = exact or parts or (catalog.system(name),)
     table = plain("system", "what", "accelerator", "nodes", "GPUs per node", "GPUs")
     for system in systems:
         table.add_row(
@@ -92,3 +111,13 @@ def show_catalog(
             str(system.gpus),
         )
     show(systems, table, json=json)
+
+
+def _show_models(part: str | None, *, json: bool) -> None:
+    from rackscale import models
+    from rackscale.report import models as report
+
+    found = report.known(part)
+    if part is not None and not found:
+        raise UnknownNameError("model", part, [*(m.name for m in models.models()), *models.aliases()])
+    show(found, report.table(found), json=json)

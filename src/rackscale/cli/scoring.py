@@ -8,13 +8,19 @@ from typing import Annotated
 
 import typer
 
-from rackscale.cli.output import FAILED, JsonOption, err, out, print_json, show
+from rackscale.cli.output import FAILED, JsonOption, err, fail, out, print_json, show
+from rackscale.errors import DocumentError
 
 PANEL = "Sizing"
 File = Annotated[Path, typer.Argument(help="A CSV table of measured steps.", show_default=False)]
 Constants = Annotated[
     Path | None,
-    typer.Option("--constants", metavar="FILE.toml", help="Your own, as `rackscale calibrate` writes them."),
+    typer.Option(
+        "--constants",
+        metavar="FILE.toml",
+        help="Your own, as `rackscale calibrate` writes them. [default: the published ones]",
+        show_default=False,
+    ),
 ]
 
 
@@ -41,8 +47,7 @@ def score(file: File, constants: Constants = None, json: JsonOption = False) -> 
     from rackscale.sizing import scoring
 
     with err.status("predicting"):
-        values = None if constants is None else scoring.from_toml(constants)[0]
-        found = scoring.score(file, values=values)
+        found = scoring.score(file, constants_file=constants)
     show(found, report.score(found), json=json)
     if not found.rows:
         raise typer.Exit(FAILED)
@@ -51,8 +56,14 @@ def score(file: File, constants: Constants = None, json: JsonOption = False) -> 
 def calibrate(
     file: File,
     out_file: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.toml", help="Write the constants here.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE.toml", help="Write the constants here, if they gain.", show_default=False
+        ),
     ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Write them even if they do not gain on rows held back.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Sharpen sizing on your own fleet's measured steps, and show the error before and after.
@@ -60,6 +71,8 @@ def calibrate(
     The table is that of `rackscale score`. Every fifth row is held back (of fewer than 25 rows, each fifth in turn), so
     that errors are of rows which the constants have not seen. Those written are then fitted to all rows. They start
     from the published ones and stay near them where your rows say nothing. Needs SciPy: the extra `calibrate`.
+
+    Exit code 1: there is nothing to gain, so that nothing is written (unless `--anyway`).
 
     Examples: `rackscale calibrate ours.csv --out ours.toml`, then
     `rackscale size llama3.1-70b --train --system p5 --gpus 64 --constants ours.toml`
@@ -70,15 +83,48 @@ def calibrate(
     from rackscale.report import scoring as report
     from rackscale.sizing import scoring
 
+    if out_file is not None:
+        _check_writable(out_file)
     with err.status("fitting"):
         found = scoring.calibrate(file)
-    if out_file is not None:
-        out_file.write_text(scoring.as_toml(found, file), "utf-8")
     if json:
         print_json(found)
-        return
-    out.print(report.calibration(found, file))
-    if out_file is None:
-        out.print("nothing is written: --out FILE.toml keeps the constants", markup=False, style="dim")
     else:
-        out.print(f"written: {out_file}", markup=False)
+        out.print(report.calibration(found, file))
+    if out_file is None:
+        if not json:
+            out.print("nothing is written: --out FILE.toml keeps the constants", markup=False, style="dim")
+    elif found.gains or anyway:
+        write_whole(out_file, scoring.as_toml(found, file))
+        if not json:
+            out.print(f"written: {out_file}", markup=False)
+    else:
+        raise fail(
+            f"{out_file} is not written: on rows held back the median error is {found.after.median:.1%} with the new"
+            f" constants and {found.before.median:.1%} with the published ones",
+            hint="keep those, or say --anyway",
+        )
+
+
+def _check_writable(path: Path) -> None:
+    """Before minutes are spent on what can't be kept. Raises DocumentError."""
+    folder = path.resolve().parent
+    if path.exists() and not path.is_file():
+        raise DocumentError(
+            [f"--out {path}: this is {'a folder' if path.is_dir() else 'no file'}; name a file"]
+        )
+    if not folder.is_dir():
+        raise DocumentError([f"--out {path}: there is no folder {path.parent}"])
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise DocumentError([f"--out {path}: it can't be written: permission denied"])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole text or nothing: whoever reads or interrupts finds the old file or the new one."""
+    place = path.resolve()  # a link goes on leading to it
+    draft = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, "utf-8")
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)

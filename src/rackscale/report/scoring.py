@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import log
 from pathlib import Path
 
 from rich.console import Group as Stack
@@ -10,11 +11,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rackscale.report.columns import Column, Fitting
+from rackscale.report.quantities import seconds, span
 from rackscale.report.tables import plain
 from rackscale.report.words import percent
 from rackscale.sizing.calibration import Errors
+from rackscale.sizing.constants import constants
 from rackscale.sizing.measurements import Unread
-from rackscale.sizing.scoring import Calibrated, Score
+from rackscale.sizing.scoring import Calibrated, Score, unread_lines
 
 FAR = 0.2
 """An error above this is shown in red."""
@@ -23,8 +27,10 @@ FAR = 0.2
 def score(found: Score) -> Stack:
     """The answer of `rackscale score`."""
     parts: list[RenderableType] = []
+    if found.constants is not None:
+        parts += [Text(f"constants of {found.constants}"), Text()]
     if found.rows:
-        parts += [_rows(found), Text()]
+        parts += [*_rows(found), Text()]
     if found.total is not None:
         table = _errors_table()
         _errors(table, "all", found.total)
@@ -38,27 +44,41 @@ def score(found: Score) -> Stack:
     return Stack(*parts, *_unread(found.file, found.unread))
 
 
-def _rows(found: Score) -> Table:
-    table = plain("row", "model, precision, system", "layout")
-    for name in ("measured", "predicted", "8 in 10 within", "error"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("left open")
-    for one in found.rows:
-        table.add_row(
-            one.row,
-            f"{one.model} {one.precision} on {one.gpus} x {one.system}",
-            one.layout,
-            f"{one.measured_s:,.3f} s",
-            f"{one.predicted_s:,.3f} s",
-            f"{one.low_s:,.2f}-{one.high_s:,.2f} s",
-            Text(f"{one.error:+.1%}", style="red" if abs(one.error) > FAR else ""),
-            ", ".join(one.assumed),
-        )
-    return table
+def _rows(found: Score) -> list[RenderableType]:
+    """Wide: what was trained, how and what is left open beside each other. Narrow: below each other."""
+    rows = found.rows
+    what = [f"{one.model} {one.precision} on {one.gpus} x {one.system}" for one in rows]
+    layouts = [one.layout for one in rows]
+    left = [", ".join(one.assumed) for one in rows]
+    all_in_one = [
+        f"{model}: {layout}" + (f" ({names} left open)" if names else "")
+        for model, layout, names in zip(what, layouts, left, strict=True)
+    ]
+    name = Column("row", [one.row for one in rows])
+    numbers = [
+        Column("measured", [seconds(one.measured_s) for one in rows]),
+        Column("predicted", [seconds(one.predicted_s) for one in rows]),
+        Column("8 in 10\nwithin", [span(one.low_s, one.high_s) for one in rows]),
+        Column(
+            "error",
+            [Text(f"{one.error:+.1%}", style="red" if abs(one.error) > FAR else "") for one in rows],
+        ),
+    ]
+    wide = [Column("model, precision, system", what, 22), Column("layout", layouts, 18)]
+    open_ = [Column("left open", left, 12)] if any(left) else []
+    table = Fitting(
+        (name, *wide, *numbers, *open_),
+        (name, Column("what was measured", all_in_one, 20), *numbers),
+        (Column("row", name.cells, 8), *numbers),
+    )
+    told = (
+        "error: predicted / measured - 1; left open: columns that matter and are empty, so that something was"
+    )
+    return [table, Text(), Text(told + " assumed for them", style="dim")]
 
 
 def _unread(file: str, unread: Iterable[Unread]) -> list[Text]:
-    lines = [Text(f"  {file}:{bad.line}: {bad.row}: {bad.reason}") for bad in unread]
+    lines = [Text(f"  {one}") for one in unread_lines(file, unread)]
     if not lines:
         return []
     count = f"{len(lines)} row" + ("s" if len(lines) > 1 else "")
@@ -78,13 +98,14 @@ def calibration(found: Calibrated, file: Path) -> Stack:
     table = _errors_table()
     _errors(table, "before, on rows held back", found.before)
     _errors(table, "after, on rows held back", found.after)
-    moved = plain("constant", "new over published")
-    for name, ratio in sorted(found.moved.items(), key=lambda item: -abs(item[1] - 1.0)):
-        moved.add_row(name, f"{ratio:.2f}")
+    moved = plain("constant", "new over published", "what it is")
+    known = constants()
+    for name, ratio in sorted(found.moved.items(), key=lambda item: -abs(log(item[1]))):
+        moved.add_row(name, f"{ratio:.2f}", known[name].meaning)
     parts: list[RenderableType] = [
         Text(f"{found.rows} rows, {found.held_back} of them held back", style="bold"), table,
     ]  # fmt: skip
-    if found.after.median > found.before.median:
+    if not found.gains:
         parts.append(
             Text("the fit did not gain on rows held back: keep the published constants", style="yellow")
         )

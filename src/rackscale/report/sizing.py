@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rackscale.report.columns import Bars, Blocks, Column, Either, Fitting, stacked
+from rackscale.report.layouts import legend
+from rackscale.report.quantities import scaled, seconds, span
 from rackscale.report.tables import plain
 from rackscale.report.words import duration, percent
 from rackscale.sizing.memory import TIGHT
@@ -16,35 +21,45 @@ from rackscale.sizing.size import Candidate, Sizing
 
 BAR = 60
 PARTS = {
-    "products": ("█", "green", "matrix products"),
-    "attention": ("▓", "cyan", "attention, state spaces"),
-    "memory": ("▒", "blue", "norms, activations, quantisation, routing"),
-    "recompute": ("▚", "magenta", "computed again"),
-    "host": ("h", "yellow", "waits for the host"),
-    "tensor": ("t", "red", "exposed messages, tensor parallel"),
-    "context": ("c", "red", "exposed messages, context parallel"),
-    "expert": ("e", "red", "exposed messages, expert parallel"),
-    "pipeline": ("p", "red", "exposed messages, pipeline"),
-    "data": ("d", "red", "exposed messages, data parallel"),
-    "offload": ("m", "red", "waits for activations in host memory"),
-    "bubble": ("░", "yellow", "the pipeline fills and drains"),
-    "optimizer": ("o", "white", "optimizer"),
-    "other": ("·", "white", "stragglers and the rest"),
+    "products": ("█#", "green", "matrix products"),
+    "attention": ("▓=", "cyan", "attention, state spaces"),
+    "memory": ("▒-", "blue", "norms, activations, quantisation, routing"),
+    "recompute": ("▚r", "magenta", "computed again"),
+    "host": ("hh", "yellow", "waits for the host"),
+    "tensor": ("tt", "red", "exposed messages, tensor parallel"),
+    "context": ("cc", "red", "exposed messages, context parallel"),
+    "expert": ("ee", "red", "exposed messages, expert parallel"),
+    "pipeline": ("pp", "red", "exposed messages, pipeline"),
+    "data": ("dd", "red", "exposed messages, data parallel"),
+    "offload": ("mm", "red", "waits for activations in host memory"),
+    "bubble": ("░~", "yellow", "the pipeline fills and drains"),
+    "optimizer": ("oo", "white", "optimizer"),
+    "other": ("·.", "white", "stragglers and the rest"),
 }
-"""How each part of a step is drawn, and what it is."""
+"""How each part of a step is drawn, where there is more than ASCII and where there is not, and what it is."""
 EXPOSED = {"tensor": "TP", "context": "CP", "expert": "EP", "pipeline": "PP", "data": "DP"}
 HOPELESS = 0.01
 """Below this goodput no end is told."""
 SMALL = 0.0005
 """Shares of a step below this are not worth a line."""
+TOLD = 0.002
+"""Kinds of messages below this share are not worth a place in the table."""
+VERDICTS = {"out of memory": "short"}
+"""Shorter words for the table."""
+SCALED = {"FLOP/s": "FLOP/s", "bytes": "B", "bytes/s": "B/s", "bit/s": "bit/s"}
+"""Units that take a prefix."""
 
 
-def sizing(found: Sizing, recipe: Recipe, *, explain: bool) -> Stack:
+def sizing(found: Sizing, recipe: Recipe, *, explain: bool, warnings: Sequence[str] = ()) -> Stack:
     """Ranked layouts, then the best one's memory, time and money, then what all of it rests on."""
-    parts: list[RenderableType] = [*_head(found, recipe), Text()]
+    told = [Text(f"warning: {line}", style="yellow") for line in warnings]
+    parts: list[RenderableType] = [*_head(found, recipe), *told, Text()]
     if not found.fitting:
         parts += [
-            Text("nothing fits in memory", style="bold red"),
+            Text(
+                "nothing is sure to fit in memory" if found.tight else "nothing fits in memory",
+                style="bold red",
+            ),
             *(Text(f"  {line}") for line in found.advice),
         ]
         parts += [Text(), Text("nearest to fitting:"), _layouts(found)]
@@ -62,7 +77,7 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
     domains = max(found.gpus // found.domain_gpus, 1)
     near = min(found.domain_gpus, found.gpus)
     where = (
-        f"{near} GPU{'s' if near > 1 else ''} in each of {domains} NVLink domains"
+        f"{near} GPU{'s' if near > 1 else ''} in each of {domains:,} NVLink domains"
         if domains > 1
         else "one NVLink domain"
     )
@@ -87,24 +102,64 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
     ]
 
 
-def _layouts(found: Sizing) -> Table:
-    names = ("layout", "step", "8 in 10 within", "tok/s/GPU", "MFU", "GB", "exposed %", "$/M tok")
-    table = plain("", *names)
-    for rank, one in enumerate(found.candidates, 1):
-        shares = {short: one.seconds[name] / one.step_s for name, short in EXPOSED.items()}
-        exposed = " ".join(f"{short} {100 * s:.1f}" for short, s in shares.items() if s >= 0.002)
-        table.add_row(
-            str(rank),
-            str(one.layout),
-            f"{one.step_s:,.3f} s",
-            f"{one.low_s:,.2f}-{one.high_s:,.2f} s",
-            f"{one.tokens_per_s_per_gpu:,.0f}",
-            percent(one.mfu),
-            Text(f"{one.total_bytes / 1e9:,.0f}", style="" if one.fits else "red"),
-            exposed or "-",
-            "-" if one.usd_per_million_tokens is None else f"{one.usd_per_million_tokens:,.3f}",
-        )
-    return table
+def _layouts(found: Sizing) -> Stack:
+    """Wide: messages by kind. Narrower: in total, and then without what is told elsewhere too."""
+    some = found.candidates
+    kinds = [_exposed(one) for one in some]
+    totals = [percent(one.exposed_s / one.step_s) for one in some]
+    layout = [str(one.layout) for one in some]
+    numbers = _numbers(found)
+    money = [Column("$/M tok", [f"{one.usd_per_million_tokens or 0.0:,.3f}" for one in some])]
+    if some[0].usd_per_million_tokens is None:
+        money = []
+    rank = Column("", [str(place) for place in range(1, len(some) + 1)])
+    table = Fitting(
+        *(
+            (
+                rank,
+                Column("layout", layout, least),
+                *numbers,
+                Column("exposed %", [stacked(each, per_line) or "-" for each in kinds]),
+                *money,
+            )
+            for least, per_line in ((28, 5), (22, 2))
+        ),
+        (rank, Column("layout", layout, 16), *numbers, Column("exposed", totals), *money),
+        (rank, Column("layout", layout, 14), *numbers, Column("exposed", totals)),
+        (rank, Column("layout", layout, 8), *numbers[:3]),
+    )
+    shown = any(kinds)
+    told = ["exposed: messages that nothing hides, of the step's time"] if shown else []
+    if any(one.verdict == "tight" for one in some):
+        told.append("tight: nearer to full, or over it, than the estimate is sure")
+    return Stack(table, Text(), legend((one.layout for one in some), *told))
+
+
+def _exposed(one: Candidate) -> list[str]:
+    shares = {short: one.seconds[name] / one.step_s for name, short in EXPOSED.items()}
+    return [f"{short} {100 * share:.1f}" for short, share in shares.items() if share >= TOLD]
+
+
+def _numbers(found: Sizing) -> list[Column]:
+    some = found.candidates
+    return [
+        Column("step", [seconds(one.step_s) for one in some]),
+        Column("8 in 10\nwithin", [span(one.low_s, one.high_s) for one in some]),
+        Column("tok/s\nper GPU", [f"{one.tokens_per_s_per_gpu:,.0f}" for one in some]),
+        Column("MFU", [percent(one.mfu) for one in some]),
+        *_verdicts(some),
+        Column(
+            "GB",
+            [Text(f"{one.total_bytes / 1e9:,.0f}", style="" if one.fits else "red") for one in some],
+        ),
+    ]
+
+
+def _verdicts(some: Sequence[Candidate]) -> list[Column]:
+    """Told only where not all fit."""
+    if all(one.fits for one in some):
+        return []
+    return [Column("memory", [VERDICTS.get(one.verdict, one.verdict) for one in some])]
 
 
 def _best(found: Sizing, recipe: Recipe) -> list[str]:
@@ -117,12 +172,28 @@ def _best(found: Sizing, recipe: Recipe) -> list[str]:
     return [
         f"memory of 1: {_memory_in_words(best, found.hbm_bytes)}",
         peak,
-        f"one step in a hundred takes longer than {best.p99_s:,.3f} s ({best.p99_s / best.step_s - 1.0:+.1%})",
+        *_faster(found),
+        *_slowest(best),
         _goodput(found),
         *_run(found, best),
         f"for the scheduler: {gang}",
         *_whole_domains(found, recipe),
     ]
+
+
+def _faster(found: Sizing) -> list[str]:
+    one = found.faster
+    if one is None or not found.fitting:
+        return []
+    need = f"needs {one.total_bytes / 1e9:,.0f} GB, which is tight"
+    return [f"{one.layout} takes {seconds(one.step_s)}, but {need}: try it before you rely on it"]
+
+
+def _slowest(best: Candidate) -> list[str]:
+    over = best.p99_s / best.step_s - 1.0
+    if over < SMALL:
+        return []
+    return [f"one step in a hundred takes longer than {seconds(best.p99_s)} ({over:+.1%})"]
 
 
 def _whole_domains(found: Sizing, recipe: Recipe) -> list[str]:
@@ -180,24 +251,36 @@ def _dollars(usd: float) -> str:
 
 
 def _where_time_goes(found: Sizing) -> list[RenderableType]:
+    picture, in_ascii = (Stack(*_bars(found, drawn)) for drawn in (0, 1))
+    return [Text("where the time goes", style="bold"), Either(picture, in_ascii)]
+
+
+def _bars(found: Sizing, drawn: int) -> list[RenderableType]:
     """A bar per layout, all to the scale of the slowest one shown; the table is their legend."""
-    longest = max(one.step_s for one in found.candidates)
-    lines: list[RenderableType] = [Text("where the time goes", style="bold")]
-    for rank, one in enumerate(found.candidates, 1):
-        bar, drawn, so_far = Text(f"{rank} "), 0, 0.0
-        for name, (symbol, style, _) in PARTS.items():
-            so_far += one.seconds[name]
-            cells = round(so_far / longest * BAR) - drawn
-            bar.append(symbol * cells, style)
-            drawn += cells
-        bar.append(f" {one.step_s:,.3f} s")
-        lines.append(bar)
-    table = plain("", "part of the step", *(str(rank) for rank in range(1, len(found.candidates) + 1)))
-    for name, (symbol, style, meaning) in PARTS.items():
-        shares = [one.seconds[name] / one.step_s for one in found.candidates]
-        if max(shares) > SMALL:
-            table.add_row(Text(symbol, style), meaning, *map(percent, shares))
-    return [*lines, Text(), table]
+    some = found.candidates
+    bars = Bars(
+        [
+            (
+                str(rank),
+                [(one.seconds[name], symbols[drawn], style) for name, (symbols, style, _) in PARTS.items()],
+                seconds(one.step_s),
+            )
+            for rank, one in enumerate(some, 1)
+        ],
+        widest=BAR,
+    )
+    told = [name for name in PARTS if max(one.seconds[name] / one.step_s for one in some) > SMALL]
+    table = Blocks(
+        (
+            Column("", [Text(PARTS[name][0][drawn], PARTS[name][1]) for name in told]),
+            Column("part of the step", [PARTS[name][2] for name in told], 24),
+        ),
+        [
+            Column(str(rank), [percent(one.seconds[name] / one.step_s) for name in told])
+            for rank, one in enumerate(some, 1)
+        ],
+    )
+    return [bars, Text(), table]
 
 
 def _groups(found: Sizing) -> Table:
@@ -208,12 +291,15 @@ def _groups(found: Sizing) -> Table:
     return table
 
 
-def _memory(found: Sizing) -> Table:
-    table = plain("memory, GB", *(str(rank) for rank in range(1, len(found.candidates) + 1)))
-    for name in found.candidates[0].bytes:
-        table.add_row(name, *(f"{one.bytes[name] / 1e9:,.1f}" for one in found.candidates))
-    table.add_row("total", *(f"{one.total_bytes / 1e9:,.1f}" for one in found.candidates))
-    return table
+def _memory(found: Sizing) -> Blocks:
+    names = list(found.candidates[0].bytes)
+    return Blocks(
+        (Column("memory, GB", [*names, "total"]),),
+        [
+            Column(str(rank), [f"{size / 1e9:,.1f}" for size in (*one.bytes.values(), one.total_bytes)])
+            for rank, one in enumerate(found.candidates, 1)
+        ],
+    )
 
 
 def _inputs_in_short(inputs: tuple[Input, ...]) -> list[str]:
@@ -223,17 +309,25 @@ def _inputs_in_short(inputs: tuple[Input, ...]) -> list[str]:
         is_choice = one.provenance in {"given", "assumed"}
         by.setdefault(one.provenance, []).append(f"{one.name} {_value(one)}" if is_choice else one.name)
     order = ("given", "assumed", "measured", "vendor")
-    lines = [f"{basis}: {', '.join(by[basis])}" for basis in order if basis in by]
+    lines = [f"{basis}: {'; '.join(by[basis])}" for basis in order if basis in by]
     return [*lines, "--explain shows where time and memory go, and the source of every input"]
 
 
 def _value(one: Input) -> str:
-    value = f"{one.value:.5g}" if isinstance(one.value, float) else str(one.value)
-    return f"{value} {one.unit}".strip()
+    if one.value is None or isinstance(one.value, str):
+        return str(one.value)
+    if one.unit in SCALED:
+        return scaled(one.value, SCALED[one.unit])
+    number = f"{one.value:,}" if type(one.value) is int else f"{one.value:.5g}"
+    return f"{number} {one.unit}".strip()
 
 
-def _inputs(found: Sizing) -> Table:
-    table = plain("input", "value", "rests on", "source")
-    for one in found.inputs:
-        table.add_row(one.name, _value(one), one.provenance, one.source)
-    return table
+def _inputs(found: Sizing) -> Fitting:
+    name = Column("input", [one.name for one in found.inputs])
+    basis = Column("rests on", [one.provenance for one in found.inputs])
+    values, sources = [_value(one) for one in found.inputs], [one.source for one in found.inputs]
+    return Fitting(
+        (name, Column("value", values, 18), basis, Column("source", sources, 20)),
+        (name, Column("value", values, 12), basis, Column("source", sources, 12)),
+        (name, Column("value", values, 8), Column("source", sources, 8)),
+    )

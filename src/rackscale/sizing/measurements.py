@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -28,10 +29,13 @@ from rackscale.sizing.segments import domain_gpus
 
 T = TypeVar("T")
 
+DATE = r"(\d{4})(?:-(\d{2}))?"
 NEEDED = ("system", "model", "num_gpus", "global_batch_size", "seq_len")
 """Columns without which no row can be read."""
 
 
+SHARDED = ("ddp", "dist", "zero1", "zero2", "zero3", "fsdp", "hsdp", "none")
+"""How values of `dp_type` begin."""
 PACKED_TOKENS = 512.0
 """Assumed mean length of the documents that NeMo's fine-tuning recipes pack (SQuAD)."""
 
@@ -94,15 +98,27 @@ class _Fields:
                 self.assumed.append(name)
             return default
         try:
-            return float(text)
+            value = float(text)
         except ValueError:
-            self.reasons.append(f"{name}: {text!r} is not a number")
-            return default
+            value = math.nan
+        if math.isfinite(value):
+            return value
+        self.reasons.append(f"{name}: {text!r} is not a number")
+        return default
+
+    def positive(self, name: str) -> float | None:
+        value = self.number(name)
+        if value is None or value > 0:
+            return value
+        self.reasons.append(f"{name}: {self.text(name)!r} is not above 0")
+        return None
 
     def count(self, name: str, default: int | None = None, *, matters: bool = False) -> int:
+        told = len(self.reasons)
         value = self.number(name, default, matters=matters)
         if value is None:
-            self.reasons.append(f"{name} is missing")
+            if len(self.reasons) == told:
+                self.reasons.append(f"{name} is missing")
             return 1
         if value < 1 or value != int(value):
             self.reasons.append(f"{name}: {value:g} is not a whole number of at least 1")
@@ -125,12 +141,32 @@ def _columns() -> dict[str, dict[str, Any]]:
 
 def read(path: Path) -> tuple[list[Measurement], list[Unread]]:
     """Every row of `path`. Raises DocumentError where the file itself is unusable."""
+    rows = csv.DictReader(_lines(path))
+    try:
+        return _rows(path, rows)
+    except csv.Error as error:
+        raise DocumentError([f"{path}:{rows.line_num}: {error}"]) from error
+
+
+def _lines(path: Path) -> list[str]:
+    """Raises DocumentError where there is no text to read."""
     try:
         text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError([f"{path}: {error}"]) from error
-    rows = csv.DictReader(text.splitlines())
-    names = rows.fieldnames or []
+    except OSError as error:
+        raise DocumentError([f"{path}: {(error.strerror or str(error)).lower()}"]) from error
+    except UnicodeDecodeError as error:
+        raise DocumentError([f"{path}: this is no text in UTF-8, so no CSV table"]) from error
+    if not text.strip():
+        raise DocumentError(
+            [f"{path}: this is empty; its first line names columns, at least {', '.join(NEEDED)}"]
+        )
+    return text.splitlines()
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Raises DocumentError with every column that is missing."""
+    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
+        raise DocumentError([f"{path}:1: columns are separated by {mark!r}; rows are read with commas"])
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise DocumentError(
@@ -138,6 +174,10 @@ def read(path: Path) -> tuple[list[Measurement], list[Unread]]:
             + (f" ({hint})" if (hint := did_you_mean(name, names)) else "")
             for name in missing
         )
+
+
+def _rows(path: Path, rows: csv.DictReader[str]) -> tuple[list[Measurement], list[Unread]]:
+    _check_columns(path, list(rows.fieldnames or []))
     good: list[Measurement] = []
     bad: list[Unread] = []
     for values in rows:
@@ -149,6 +189,8 @@ def read(path: Path) -> tuple[list[Measurement], list[Unread]]:
             bad.append(Unread(row=row, line=line, reason="; ".join(fields.reasons)))
         else:
             good.append(found)
+    if not good and not bad:
+        raise DocumentError([f"{path}: there are no rows below the names of the columns"])
     return good, bad
 
 
@@ -160,13 +202,12 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
     model = _model(of)
     gpus, batch, tokens = of.count("num_gpus"), of.count("global_batch_size"), of.count("seq_len")
     layout = _layout(of, model, gpus, batch, system)
-    if system is None or precision is None or model is None or of.reasons:
+    seconds = _seconds(of, gpus, batch, tokens)
+    if (date := of.text("source_date")) and re.match(DATE, date) is None:
+        of.reasons.append(f"source_date: {date!r} is not a date such as 2026-06")
+    if system is None or precision is None or model is None or seconds is None or of.reasons:
         return None
     recipe = _recipe(of, model, system, precision)
-    seconds = _seconds(of, gpus, batch, tokens)
-    if seconds is None:
-        of.reasons.append("neither step_time_s nor tokens_per_s_per_gpu is given")
-        return None
     stated = of.number("memory_gib")
     near = domain_gpus(system, gpus)
     if of.text("recompute") in {"", "selective"}:
@@ -193,9 +234,8 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
 def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
     """Where a table leaves open what was kept: all of it if that fits in memory.
 
-    Else the activations of as few layers as will do wait in host memory, where it is as near as Grace's, or are computed
-    again. Where not even
-    weights and gradients fit, the table does not say that they are divided (FSDP).
+    Else the activations of as few layers as will do wait in host memory, where it is as near as Grace's, or are
+    computed again. Where not even weights and gradients fit, the table does not say that they are divided (FSDP).
     """
     hbm_bytes = recipe.hardware.accelerator.hbm_bytes
     if hbm_bytes is None:
@@ -231,10 +271,8 @@ def _model(of: _Fields) -> Model | None:
         return None
     if "w/o MTP" in of.text("notes"):
         found = msgspec.structs.replace(found, mtp_layers=0)
-    layers = of.number("layers")
-    if layers is None or int(layers) == found.depth:
-        return found
-    return shortened(found, int(layers))
+    layers = of.count("layers", found.depth)
+    return found if layers == found.depth else shortened(found, layers)
 
 
 def shortened(model: Model, depth: int) -> Model:
@@ -267,7 +305,9 @@ def _layout(of: _Fields, model: Model | None, gpus: int, batch: int, system: str
         of.reasons.append(
             f"micro_batch_size: {batch // dp} sequences per replica are not a multiple of {micro}"
         )
-    sharding, shard = _sharding(of.text("dp_type"), system)
+    if (text := of.text("dp_type")) and not text.lower().startswith(SHARDED):
+        of.reasons.append(f"dp_type: {text!r} is unknown; say ddp+dist-optimizer, zero2, fsdp, hsdp or none")
+    sharding, shard = _sharding(text, system)
     # Megatron's own default divides experts as the rest is; Megatron Bridge's recipes, since 2025, don't
     experts = None if model is None else experts_of(model)
     # DeepEP is there to send tokens to experts: a table that names it and no degree divides them as far as it goes
@@ -400,20 +440,19 @@ def _one_of(text: str, tasks: tuple[Task, ...], of: _Fields) -> Task:
 
 
 def _year(text: str) -> float:
-    found = re.match(r"(\d{4})(?:-(\d{2}))?", text)
+    found = re.match(DATE, text)
     if found is None:
         return NEWEST
     return int(found[1]) + (int(found[2] or 7) - 0.5) / 12.0
 
 
 def _seconds(of: _Fields, gpus: int, batch: int, tokens: int) -> float | None:
-    seconds = of.number("step_time_s")
-    if seconds is not None and seconds > 0:
+    seconds, speed = of.positive("step_time_s"), of.positive("tokens_per_s_per_gpu")
+    if not of.text("step_time_s") and not of.text("tokens_per_s_per_gpu"):
+        of.reasons.append("neither step_time_s nor tokens_per_s_per_gpu is given")
+    if seconds is not None or speed is None:
         return seconds
-    speed = of.number("tokens_per_s_per_gpu")
-    if speed is not None and speed > 0:
-        return batch * tokens / (speed * gpus)
-    return None
+    return batch * tokens / (speed * gpus)
 
 
 def groups(rows: list[Measurement], key: Callable[[Measurement], str]) -> Iterator[tuple[str, list[int]]]:

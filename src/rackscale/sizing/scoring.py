@@ -35,15 +35,22 @@ class Scored(Struct, frozen=True, kw_only=True):
     """One row, predicted."""
 
     row: str
+    """`row_id`, or the line of the file."""
     source: str
+    """`source_id` or `source` of the table."""
     system: str
+    """Its name in the catalog."""
     model: str
+    """As the table names it."""
     precision: str
     gpus: int
     layout: str
+    """In short: `rackscale size` says what its letters mean."""
     measured_s: float
+    """Of a step."""
     predicted_s: float
     low_s: float
+    """Eight measurements in ten should lie between this and `high_s`."""
     high_s: float
     error: float
     """Predicted / measured - 1."""
@@ -55,9 +62,13 @@ class Score(Struct, frozen=True, kw_only=True):
     """A whole table."""
 
     file: str
+    constants: str | None
+    """The file that they come from; None: the published ones."""
     rows: tuple[Scored, ...]
     unread: tuple[Unread, ...]
+    """Rows that can't be used, with the reason."""
     total: Errors | None
+    """Of all rows; None: none could be read."""
     complete: Errors | None
     """Of rows that leave nothing open."""
     inside: float | None
@@ -66,20 +77,27 @@ class Score(Struct, frozen=True, kw_only=True):
     """Errors by system, model and precision."""
 
 
-def score(path: Path, *, values: Mapping[str, float] | None = None) -> Score:
-    """Predicts every row. Raises DocumentError where the file is unusable."""
+def score(path: Path, *, constants_file: Path | None = None) -> Score:
+    """Predicts every row, by the published constants or those of a file that `as_toml` wrote.
+
+    Raises DocumentError where a file is unusable.
+    """
+    values = fitted() if constants_file is None else from_toml(constants_file)[0]
+    source = None if constants_file is None else str(constants_file)
     rows, unread = read(path)
     if not rows:
         return Score(
-            file=str(path), rows=(), unread=tuple(unread), total=None, complete=None, inside=None, by={}
-        )
+            file=str(path), constants=source, rows=(), unread=tuple(unread), total=None, complete=None,
+            inside=None, by={},
+        )  # fmt: skip
     problem = calibration.problem(rows)
-    predicted = problem.predict(calibration.logs_of(values or fitted())).seconds
+    predicted = problem.predict(calibration.logs_of(values)).seconds
     ratio = predicted / problem.seconds
     scored = tuple(_scored(row, float(seconds)) for row, seconds in zip(rows, predicted, strict=True))
     full = np.array([row.complete for row in rows])
     return Score(
         file=str(path),
+        constants=source,
         rows=scored,
         unread=tuple(unread),
         total=calibration.errors(ratio),
@@ -87,6 +105,14 @@ def score(path: Path, *, values: Mapping[str, float] | None = None) -> Score:
         inside=float(np.mean([one.low_s <= one.measured_s <= one.high_s for one in scored])),
         by={name: dict(calibration.table(rows, ratio, key)) for name, key in SUMMARIES.items()},
     )
+
+
+def unread_lines(file: str | Path, unread: Iterable[Unread]) -> list[str]:
+    """Each with its place: the line, and the row's own name if it has one."""
+    return [
+        f"{file}:{bad.line}: " + ("" if bad.row == f"line {bad.line}" else f"{bad.row}: ") + bad.reason
+        for bad in unread
+    ]
 
 
 def _scored(row: Measurement, seconds: float) -> Scored:
@@ -116,9 +142,15 @@ class Calibrated(Struct, frozen=True, kw_only=True):
     held_back: int
     """Rows that the errors are of: each predicted by constants that have not seen it."""
     unread: tuple[Unread, ...]
+    """Rows that can't be used, with the reason."""
     before: Errors
+    """By the published constants, on rows held back."""
     after: Errors
+    """By those fitted, on the same rows."""
+    gains: bool
+    """Whether the median error became less on rows that the constants had not seen. If not: keep the published ones."""
     constants: dict[str, float]
+    """All of them, fitted to all rows."""
     moved: dict[str, float]
     """Constants that changed by more than 1 %, new over old."""
 
@@ -131,8 +163,10 @@ def calibrate(path: Path) -> Calibrated:
     """
     rows, unread = read(path)
     if len(rows) < FEWEST:
-        reasons = [f"{path}: {bad.row}: {bad.reason}" for bad in unread]
-        raise DocumentError([f"{path}: {len(rows)} rows can be read; calibration needs {FEWEST}", *reasons])
+        few = (
+            f"{path}: {len(rows)} row{'' if len(rows) == 1 else 's'} can be read; calibration needs {FEWEST}"
+        )
+        raise DocumentError([few, *unread_lines(path, unread)])
     problem = calibration.problem(rows)
     published = dict(fitted())
     turns = range(HELD_BACK) if len(rows) < FEW else (HELD_BACK - 1,)
@@ -143,13 +177,15 @@ def calibrate(path: Path) -> Calibrated:
         before.append(_ratio(problem, published)[held])
         after.append(_ratio(problem, seen)[held])
     values = calibration.fit(problem, start=published, reruns=False)
+    old, new = calibration.errors(np.concatenate(before)), calibration.errors(np.concatenate(after))
 
     return Calibrated(
         rows=len(rows),
-        held_back=sum(map(len, after)),
+        held_back=new.rows,
         unread=tuple(unread),
-        before=calibration.errors(np.concatenate(before)),
-        after=calibration.errors(np.concatenate(after)),
+        before=old,
+        after=new,
+        gains=new.median < old.median,
         constants=values,
         moved={
             name: v / published[name] for name, v in values.items() if abs(v / published[name] - 1) > 0.01
@@ -187,8 +223,13 @@ def from_toml(path: Path) -> tuple[dict[str, float], str]:
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DocumentError([f"{path}: {error}"]) from error
+    except OSError as error:
+        words = (error.strerror or str(error)).lower()
+        raise DocumentError([f"{path}: {words}; `rackscale calibrate --out` writes such a file"]) from error
+    except UnicodeDecodeError as error:
+        raise DocumentError([f"{path}: this is no text in UTF-8"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise DocumentError([f"{path}: this is no TOML: {error}"]) from error
     given, known = table.get("constants"), constants()
     if not isinstance(given, dict) or not given:
         raise DocumentError(
