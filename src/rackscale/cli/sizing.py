@@ -430,10 +430,10 @@ def _leaves(recipe: Recipe, domain: int) -> list[str]:
         return [] if tight is None else [f"--oversubscription {tight:g}: {missing}"]
     if leaf % domain == 0:
         return []
-    least = int(leaf // domain) * domain
+    least = leaf // domain * domain
     sizes = [f"{size:,}" for size in (least, least + domain) if size]
     return [
-        f"--leaf {leaf:g}: a leaf holds whole NVLink domains, {domain} GPUs of the job each: {' or '.join(sizes)}"
+        f"--leaf {leaf:,}: a leaf holds whole NVLink domains, {domain} GPUs of the job each: {' or '.join(sizes)}"
     ]
 
 

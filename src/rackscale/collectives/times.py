@@ -19,6 +19,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 TREE_STEP = 2.5
 """Steps of a ring that a tree's step costs; it needs log2 of the ranks. A tree then wins from 8 ranks on, as NCCL's."""
 
+ROUNDS = {"all_reduce": 2.0}
+"""Times that a ring goes round, 1.0 where not told."""
+
 FEW_RANKS = {"all_reduce": 0.3}
 """Few ranks use fewer of a GPU's links: n of them reach n / (n + this) of the rate, 1.0 where not told."""
 
@@ -55,7 +58,7 @@ def seconds(
         uplink_s = byte_s * network.oversubscription
         uplinks = np.minimum(nics * network.oversubscription, under)
         pace = np.maximum(pace, _between(kind, n, under, uplinks, uplink_s))
-        time = time + network.hop_s * _steps(kind, n / under)
+        time = time + _steps_s(kind, network.hop_s, n / under)
     return np.asarray((n > 1.0) * (message * pace + time))
 
 
@@ -124,24 +127,22 @@ def _between(kind: Kind, n: Array, group: Array, nics: Array, byte_s: float) -> 
         return np.asarray((n > group) * byte_s)
     apart = (n > group) * byte_s / nics
     if kind == "all_reduce":
-        tree = np.minimum(np.maximum(n / group / 2.0, 1.0), 2.0)
-        return np.asarray(np.minimum(tree, 2.0 - 2.0 / n) * apart)
+        trees = np.maximum(0.5 * n / group, 1.0)  # up to the twice that a ring is less than
+        return np.asarray(np.minimum(trees, 2.0 - 2.0 / n) * apart)
     return np.asarray(apart if kind == "broadcast" else apart * (n - 1.0) / n)
 
 
-def _steps(kind: Kind, n: Array) -> Array:
-    """Steps of a ring of `n`, or of a tree where that is less; twice for an all-reduce; the one of a point-to-point."""
+def _steps_s(kind: Kind, step_s: float, n: Array) -> Array:
+    """Steps of a ring of `n`, or of a tree where that is less; twice for an all-reduce; one of a point-to-point."""
     if kind == "point_to_point":
-        return np.asarray((n > 1.0) * 1.0)
-    rounds = 2.0 if kind == "all_reduce" else 1.0
-    return np.asarray(rounds * np.minimum(n - 1.0, TREE_STEP * np.log2(n)))
+        return np.asarray((n > 1.0) * step_s)
+    return np.asarray(np.minimum(n - 1.0, TREE_STEP * np.log2(n)) * (ROUNDS.get(kind, 1.0) * step_s))
 
 
 def _overhead(kind: Kind, tier: Tier, message: Array, n: Array) -> Array:
     """What a tier costs besides its bandwidth: its steps, and filling the pipeline where the message is large."""
     if kind == "point_to_point":  # nobody else to wait for
         return np.asarray(tier.latency_s + tier.step_s)
-    rounds = 2.0 if kind == "all_reduce" else 1.0
     large = message / (message + tier.ramp_bytes)
-    full = tier.ramp_s + (rounds * tier.fill_s) * (n - 1.0)
-    return np.asarray(tier.latency_s + tier.step_s * _steps(kind, n) + large * full)
+    full = tier.ramp_s + (ROUNDS.get(kind, 1.0) * tier.fill_s) * (n - 1.0)
+    return np.asarray(tier.latency_s + _steps_s(kind, tier.step_s, n) + large * full)

@@ -51,7 +51,8 @@ def sizing(found: Sizing, recipe: Recipe, *, explain: bool) -> Stack:
     else:
         parts += [_layouts(found), Text(), *map(Text, _best(found, recipe))]
     if explain:
-        parts += [Text(), *_where_time_goes(found), Text(), _memory(found), Text(), _inputs(found)]
+        parts += [Text(), *_where_time_goes(found), Text(), _groups(found), Text(), _memory(found)]
+        parts += [Text(), _inputs(found)]
     else:
         parts += [Text(), *(Text(line, style="dim") for line in _inputs_in_short(found.inputs))]
     return Stack(*parts)
@@ -67,7 +68,7 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
     )
     if recipe.leaf_gpus is not None and recipe.leaf_gpus < found.gpus:
         tight = recipe.network.oversubscription
-        where += f", {recipe.leaf_gpus:g} under each leaf, " + (
+        where += f", {recipe.leaf_gpus:,} under each leaf, " + (
             f"{tight:g}:1 above" if tight > 1.0 else "non-blocking above"
         )
     step = found.global_batch * found.sequence_tokens / 1e6
@@ -197,6 +198,14 @@ def _where_time_goes(found: Sizing) -> list[RenderableType]:
         if max(shares) > SMALL:
             table.add_row(Text(symbol, style), meaning, *map(percent, shares))
     return [*lines, Text(), table]
+
+
+def _groups(found: Sizing) -> Table:
+    """Of the first layout."""
+    table = plain("groups of 1", "ranks", "lie")
+    for group in found.candidates[0].groups:
+        table.add_row(group.name, f"{group.ranks:,}", group.lies)
+    return table
 
 
 def _memory(found: Sizing) -> Table:

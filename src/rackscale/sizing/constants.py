@@ -56,15 +56,13 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "hopper": "clock.hopper.low",
         "blackwell": f"clock.blackwell.{'fp8' if precision in {'fp8', 'fp8-block', 'bf16'} else precision}",
     }[arch]
+    generation = "blackwell" if arch == "blackwell" else "hopper"
     core = (*every, f"core.{arch}", *(("core.composer",) if software == "composer" else ()))
     cast = {"mxfp8": "cast.mx", "fp8-block": "cast.mx", "nvfp4": "cast.nvfp4"}.get(precision, "cast.low")
     return {
         "high": (*every, high),
         "low": (*every, low if recipe.is_low else high),
-        "grouped": (
-            *every,
-            f"grouped.{'blackwell' if arch == 'blackwell' else 'hopper'}.{'low' if recipe.is_low else 'bf16'}",
-        ),
+        "grouped": (*every, low if recipe.is_low else high, f"grouped.{generation}"),
         "core": core,
         "core_back": (*core, "core.back"),
         "scan": (*every, f"scan.{'blackwell' if arch == 'blackwell' else 'hopper'}"),

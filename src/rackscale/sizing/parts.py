@@ -334,6 +334,7 @@ class _Pricer:
             inside_bytes=each * at.ep * _reached(at.ep, work.active) * (local - 1.0) / local,
             ranks=at.ep,
             local=local,
+            leaf=self.leaf(local),
             network=self.recipe.network,
         )
 

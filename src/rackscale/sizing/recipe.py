@@ -83,7 +83,7 @@ class Recipe:
     """Mean length of the documents packed into a sequence, where attention stops at their ends; None: not packed."""
     nic_bits_per_s: float | None = None
     """Of the fabric, per GPU; None: the system's own."""
-    leaf_gpus: float | None = None
+    leaf_gpus: int | None = None
     """GPUs of the job under one leaf switch (or rail group), whole domains; None: all."""
     oversubscription: float | None = None
     """GPUs under a leaf for each NIC's worth of its uplinks; None: what the fabric's vendor claims."""

@@ -16,6 +16,7 @@ from rackscale.sizing.checkpoint import Checkpoint, checkpoint
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.flops import flops_per_token
 from rackscale.sizing.goodput import Goodput, goodput
+from rackscale.sizing.groups import Group, groups
 from rackscale.sizing.layout import Layout
 from rackscale.sizing.memory import CLOSE, TIGHT, Memory
 from rackscale.sizing.provenance import Input, inputs
@@ -54,6 +55,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """By part: see step.Step."""
     exposed_s: float
     """Messages that nothing hides."""
+    groups: tuple[Group, ...]
+    """Where the ranks that talk to each other lie."""
     bytes: dict[str, float]
     """Of memory by part: see memory.Memory."""
     total_bytes: float
@@ -274,6 +277,7 @@ def _candidate(
         mfu=speed * mfu,
         seconds={f.name: float(getattr(priced.step, f.name)[place]) for f in fields(Step)},
         exposed_s=float(priced.step.exposed[place]),
+        groups=groups(layout, domain=int(at.domain[place]), leaf=recipe.leaf_gpus),
         bytes={f.name: float(getattr(priced.memory, f.name)[place]) for f in fields(Memory)},
         total_bytes=float(priced.memory.total[place]),
         fits=bool(priced.fits[place]),

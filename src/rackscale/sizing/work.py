@@ -30,7 +30,7 @@ BF16 = 2.0
 """Bytes of an activation that is not quantised."""
 
 
-CLAMPED_KERNELS = 13.0
+CLAMPED_KERNELS = 18.0
 """Elementwise kernels of a clamped gated activation with biases, unfused; each moves 1.5 times its input."""
 
 
