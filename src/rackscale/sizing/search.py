@@ -22,10 +22,11 @@ from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Layout, Layouts
 from rackscale.sizing.memory import CLOSE, FITS, OUT, Memory, memory, verdicts
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import NEWEST, Recipe
-from rackscale.sizing.space import Limits, Saving, can_scatter, candidates, divisions, saved, savings
+from rackscale.sizing.space import WAYS, Limits, Saving, can_scatter, candidates, divisions, saved, savings
 from rackscale.sizing.step import Factors, Step, step
 
 __all__ = [
+    "WAYS",
     "Found",
     "Limits",
     "Priced",

@@ -24,9 +24,9 @@ CONTEXT = (1, 2, 4, 8, 16, 32)
 LEAST_TOKENS = 2048
 """Of a sequence on each rank of context parallelism; less leaves attention's kernels nothing to do (assumed)."""
 ZERO1, ZERO2, FSDP = (float(SHARDINGS.index(way)) for way in ("zero1", "zero2", "fsdp"))
-WAYS = ("zero1", "fsdp", "hsdp")
+DIVIDED = ("zero1", "fsdp", "hsdp")
 """Of dividing states: HSDP is FSDP inside each NVLink domain, replicated over domains. ZeRO-2 is a saving of ZeRO-1."""
-SHARDED = ("zero1", "zero2", "fsdp", "hsdp")
+WAYS = ("zero1", "zero2", "fsdp", "hsdp")
 """What `Limits.sharding` may say."""
 CHEAP = frozenset({"norm", "activation"})
 """Modules that cost little to compute again: Megatron Bridge's recipes name them first (layernorm, moe_act)."""
@@ -65,7 +65,7 @@ class Limits:
     micro_batch: int | None = None
     virtual: int | None = None
     sharding: str | None = None
-    """One of SHARDED."""
+    """One of WAYS."""
     recompute: frozenset[str] | None = None
     offload: float | None = None
     """Share of layers; None: tried where host memory is near."""
@@ -161,8 +161,8 @@ def divisions(
         gpus=gpus * one,
         zero_bubble=limits.zero_bubble * (at["pp"] > 1) * one,
         ulysses=limits.ulysses * (at["cp"] > 1) * one,
-        sharding=np.where(sharding >= WAYS.index("fsdp"), FSDP, ZERO1),
-        shard=np.where(sharding == WAYS.index("hsdp"), domain / (at["tp"] * at["cp"]), replicas),
+        sharding=np.where(sharding >= DIVIDED.index("fsdp"), FSDP, ZERO1),
+        shard=np.where(sharding == DIVIDED.index("hsdp"), domain / (at["tp"] * at["cp"]), replicas),
         again=tuple(0.0 * one for _ in MODULES),
         full=0.0 * one,
         offload=0.0 * one,
@@ -238,7 +238,7 @@ class _Asked:
         more = _grid(
             ep=_or(limits.ep, divisors(experts) if experts else (1,)),
             etp=_or(limits.etp, (1, 0) if experts else (1,)),
-            sharding=(i for i, way in enumerate(WAYS) if sharding in {None, way}),
+            sharding=(i for i, way in enumerate(DIVIDED) if sharding in {None, way}),
         )
         many, each = len(more["ep"]), len(of["tp"])
         of = {name: np.repeat(column, many) for name, column in of.items()}
@@ -249,7 +249,7 @@ class _Asked:
         near = self.domain / (of["tp"] * of["cp"])
         replicas = ranks / (of["tp"] * of["cp"])
         even = (near == np.floor(near)) & (near > 1) & (near < replicas)
-        hsdp = of["sharding"] == WAYS.index("hsdp")
+        hsdp = of["sharding"] == DIVIDED.index("hsdp")
         good = ~again & (ranks % (of["ep"] * of["etp"]) == 0)
         good &= ~hsdp | (even & (replicas % np.maximum(near, 1.0) == 0))
         return {name: column[good] for name, column in of.items()}
