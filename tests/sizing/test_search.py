@@ -196,15 +196,15 @@ def test_every_input_has_a_source() -> None:
     names = [one.name for one in found.inputs]
     assert len(set(names)) == len(names)
     for name in (
-        "NVLink domain, collectives",
-        "fabric, collectives",
-        "kernel curves, attention",
-        "kernel curves, memory",
+        "collectives in a domain",
+        "collectives between domains",
+        "kernel curves of attention",
+        "kernel curves of memory",
         "band",
         "p99 step",
         "memory beside the allocator",
         "fragments",
-        "tight",
+        "tight within",
         "optimizer states",
         "gradients",
         "checkpoint stall",
@@ -216,7 +216,7 @@ def test_every_input_has_a_source() -> None:
         models.model("qwen3-30b-a3b"), Recipe(system="gb300-nvl72", precision="mxfp8"), gpus=8, global_batch=64,
         tokens=4096,
     )  # fmt: skip
-    assert "kernel curves, experts" in [one.name for one in experts.inputs]
+    assert "kernel curves of experts" in [one.name for one in experts.inputs]
 
 
 def test_zero_bubble_only_makes_the_bubble_less() -> None:
