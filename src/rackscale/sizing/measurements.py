@@ -36,8 +36,8 @@ PACKED_TOKENS = 512.0
 """Assumed mean length of the documents that NeMo's fine-tuning recipes pack (SQuAD)."""
 
 
-OFFLOADED = 0.6
-"""Assumed share of layers whose activations are offloaded where a table leaves that open."""
+SHARES = 8
+"""Parts of the layers whose recompute or offload is tried where a table leaves open what was kept."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -193,26 +193,26 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
 def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
     """Where a table leaves open what was kept: all of it if that fits in memory.
 
-    Else activations wait in host memory where it is as near as Grace's, or everything is computed again. Where not even
+    Else the activations of as few layers as will do wait in host memory, where it is as near as Grace's, or are computed
+    again. Where not even
     weights and gradients fit, the table does not say that they are divided (FSDP).
     """
-    room = recipe.hardware.accelerator.hbm_bytes
-    if room is None:
+    hbm_bytes = recipe.hardware.accelerator.hbm_bytes
+    if hbm_bytes is None:
         return layout
+    room = hbm_bytes * (1.0 + TIGHT)
     needs = _needs(model, layout, recipe, batch, tokens)
-    if float((needs.parameters + needs.gradients)[0]) > room:
+    if float((needs.parameters + needs.gradients)[0]) > hbm_bytes:
         layout = msgspec.structs.replace(layout, sharding="fsdp")
-        needs = _needs(model, layout, recipe, batch, tokens)
-    if float(needs.total[0]) <= room * (1.0 + TIGHT):
-        return layout
+    shares = [n / SHARES for n in range(1, SHARES + 1)]
     if recipe.chip in {"GB200", "GB300"}:
-        return msgspec.structs.replace(layout, offload=OFFLOADED)
-    shares = (msgspec.structs.replace(layout, recompute=FULL, recomputed=n / 8) for n in range(1, 9))
-    room = room * (1.0 + TIGHT)
-    return next(
-        (s for s in shares if float(_needs(model, s, recipe, batch, tokens).total[0]) <= room),
-        msgspec.structs.replace(layout, recompute=FULL),
+        ways = [msgspec.structs.replace(layout, offload=share) for share in shares[:-1]]
+    else:
+        ways = [msgspec.structs.replace(layout, recompute=FULL, recomputed=share) for share in shares]
+    fits = (
+        way for way in (layout, *ways) if float(_needs(model, way, recipe, batch, tokens).total[0]) <= room
     )
+    return next(fits, ways[-1])
 
 
 def _needs(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Memory:

@@ -318,7 +318,7 @@ class _Pricer:
         self.total.ep += times * near
         self.total.ep_far += times * (whole - near)
         if (at.etp > 1).any():
-            rows = work.tokens_bytes * work.active * at.etp
+            rows = np.asarray(work.tokens_bytes * work.active * at.etp)
             gather = self.message("all_gather", rows, at.etp, at.etp)
             scatter = self.message("reduce_scatter", rows, at.etp, at.etp)
             self.total.ep += count * (2.0 + self.redone("experts")) * (gather + scatter)
@@ -327,7 +327,7 @@ class _Pricer:
         """Seconds of tokens to their experts, with `local` of the expert-parallel ranks in a domain."""
         at, each = self.at, work.tokens_bytes
         if self.recipe.dispatcher == "alltoall":
-            return self.message("all_to_all", each * work.active, at.ep, local)
+            return self.message("all_to_all", np.asarray(each * work.active), at.ep, local)
         domains = at.ep / local
         return collectives.dispatch(
             across_bytes=each * (domains - 1.0) * _reached(domains, work.active),
