@@ -69,6 +69,7 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "moved": (f"memory.{software}",),
         "cast": (cast,),
         "cast_experts": (cast, "cast.experts"),
+        "piece": ("piece",),
         "routing": ("routing",),
         "launch": ("launch.megatron",) if software == "megatron" else ("launch.eager",),
         "graph": ("launch.graph",) if recipe.graphs != "none" else (),

@@ -350,6 +350,7 @@ def _recipe(of: _Fields, model: Model, system: str, precision: Precision) -> Rec
         graphs=_graphs(of),
         bf16_layers=precise.get("layers", 0.0),
         bf16_projections=precise.get("projections", False),
+        drops="drop" in of.text("moe_routing").lower().replace("dropless", ""),
         dispatcher=_dispatcher(of),
         overlaps_ep=bool(re.search(r"a2a_overlap=true|ep_overlap=on", of.text("comm_overlap").lower())),
         nic_bits_per_s=None if nic is None else nic * 1e9,

@@ -49,6 +49,8 @@ class Parts:
     cast_b: Array
     cast_experts: Array
     """Quantisation of what experts work on, both ways."""
+    pieces: Array
+    """Kernels that quantise one expert's input or gradient: a count."""
     routing_f: Array
     """Permuting tokens for experts and back."""
     routing_b: Array
@@ -148,9 +150,9 @@ class _Pricer:
         self.offloaded(work, count)
         total.kernels_f += count * work.kernels
         total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + self.at.full / 2.0)
-        total.kernels_experts += (
-            (3.0 + self.at.full) * count * work.expert_kernels * (2.0 if self.recipe.is_low else 1.0)
-        )
+        if not self.recipe.drops:
+            twice = 2.0 if self.recipe.is_low else 1.0
+            total.kernels_experts += (3.0 + self.at.full) * count * work.expert_kernels * twice
         self.tensor_messages(work, count)
         self.context_messages(work, count)
         self.expert_messages(work, count)
@@ -206,6 +208,7 @@ class _Pricer:
                 self.total.cast_f += self.bytes_seconds(rows * (p.k + p.n) * each)
             else:
                 self.total.cast_experts += self.bytes_seconds(rows * (p.k + p.n) * each)
+                self.total.pieces += count * p.groups * 3.0
         else:
             self.total.cast_f += self.bytes_seconds(rows * p.k * each)
             self.total.cast_b += self.bytes_seconds(rows * p.n * each)

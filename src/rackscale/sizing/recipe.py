@@ -75,6 +75,8 @@ class Recipe:
     """Whether attention's projections, and those into experts' latent space, stay in BF16 too."""
     dispatcher: Dispatcher = "once"
     """How tokens travel to their experts."""
+    drops: bool = False
+    """Whether experts take a fixed number of tokens and drop the rest: the host need not wait to know how many."""
     overlaps_ep: bool = False
     """Whether messages to experts run beside the work of another micro-batch."""
     overlaps_tp: bool = True

@@ -79,6 +79,7 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         (parts.moved_f + parts.moved_b) * by["moved"]
         + (parts.cast_f + parts.cast_b) * by["cast"]
         + parts.cast_experts * by["cast_experts"]
+        + parts.pieces * by["piece"]
         + (parts.routing_f + parts.routing_b) * by["routing"]
         + kernel
     ) * aged
