@@ -13,7 +13,7 @@ from rackscale.models.description import Attention, LatentAttention, Model
 from rackscale.sizing import bands
 from rackscale.sizing.checkpoint import Checkpoint, rates
 from rackscale.sizing.experts import experts_of
-from rackscale.sizing.memory import CONTEXT_BYTES, FRAGMENTS, TIGHT, optimizer_bytes
+from rackscale.sizing.memory import CONTEXT_BYTES, FRAGMENTS, HOST_BYTES, HOST_SHARE, TIGHT, optimizer_bytes
 from rackscale.sizing.recipe import NEWEST, Recipe
 
 Basis: TypeAlias = Provenance | Literal["given"]
@@ -139,6 +139,15 @@ def _memory(recipe: Recipe) -> Iterator[Input]:
     context = "CUDA context and NCCL; 1 to 4 GB are usual with many communicators"
     yield _assumed("memory beside the allocator", CONTEXT_BYTES, "bytes", context)
     yield _assumed("fragments", FRAGMENTS, "of memory", "expandable segments keep it under 0.05")
+    system = recipe.hardware
+    if "memory_bytes_per_node" in system.origins:
+        yield _of(
+            "host memory", system.memory_bytes_per_node, "bytes", system.origins["memory_bytes_per_node"]
+        )
+    else:
+        host = HOST_BYTES * system.gpus_per_node
+        yield _assumed("host memory", host, "bytes", "of a node; as P6e-GB200, where nothing is published")
+    yield _assumed("offloaded at most", HOST_SHARE, "of host memory", "the rest is for data and checkpoints")
     ran = f"none of 718 {PUBLISHED} is estimated to need more above its memory (python -m benchmarks.memory)"
     yield Input(name="tight within", value=TIGHT, unit="of memory", provenance="measured", source=ran)
     states = "BF16 alone" if recipe.all_bf16 else "FP32 weights and moments"
