@@ -10,7 +10,7 @@ import pytest
 from rackscale import models
 from rackscale.sizing.constants import fitted
 from rackscale.sizing.layout import Layouts
-from rackscale.sizing.memory import CLOSE, FITS, OUT
+from rackscale.sizing.memory import CLOSE, FITS, OUT, host_room
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.search import Limits, candidates, divisions, layout_of, price, savings, search
 from rackscale.sizing.size import size
@@ -57,6 +57,8 @@ SPACES = [
     ("deepseek-v3-671b", 128, "gb200-nvl72", "fp8", 128, 4096),
     ("mixtral-8x22b", 64, "dgx-h100", "bf16", 128, 4096),
     ("llama3.1-405b", 16, "dgx-h100", "bf16", 16, 8192),
+    # the host binds
+    ("llama3.1-405b", 192, "u-p6e-gb300x72", "fp8", 384, 8192),
 ]
 
 
@@ -109,6 +111,19 @@ def test_a_dense_model_has_no_modules_of_experts_to_compute_again_and_a_far_host
     assert not any(way.offload for way in ways)
     asked = savings(models.model("llama3.1-70b"), chip="H100", limits=Limits(offload=0.5))
     assert {way.offload for way in asked} == {0.5}
+
+
+def test_no_more_is_offloaded_than_a_host_holds() -> None:
+    model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72", precision="fp8")
+    found = size(model, recipe, gpus=576, global_batch=1152, tokens=8192, top=50)
+    offloading = [one for one in found.candidates if one.layout.offload]
+    assert offloading
+    assert all(0.0 < one.host_bytes <= host_room(recipe) for one in offloading)
+    everything = price(
+        model, candidates(model, gpus=576, global_batch=1152, tokens=8192, domain=64, chip="GB300"), recipe
+    )
+    assert (everything.verdict[everything.host > host_room(recipe)] == OUT).all()
+    assert (everything.host > host_room(recipe)).any()
 
 
 def test_a_tight_layout_comes_after_those_that_fit() -> None:
@@ -196,15 +211,15 @@ def test_every_input_has_a_source() -> None:
     names = [one.name for one in found.inputs]
     assert len(set(names)) == len(names)
     for name in (
-        "NVLink domain, collectives",
-        "fabric, collectives",
-        "kernel curves, attention",
-        "kernel curves, memory",
+        "collectives in a domain",
+        "collectives between domains",
+        "kernel curves of attention",
+        "kernel curves of memory",
         "band",
         "p99 step",
         "memory beside the allocator",
         "fragments",
-        "tight",
+        "tight within",
         "optimizer states",
         "gradients",
         "checkpoint stall",
@@ -216,7 +231,7 @@ def test_every_input_has_a_source() -> None:
         models.model("qwen3-30b-a3b"), Recipe(system="gb300-nvl72", precision="mxfp8"), gpus=8, global_batch=64,
         tokens=4096,
     )  # fmt: skip
-    assert "kernel curves, experts" in [one.name for one in experts.inputs]
+    assert "kernel curves of experts" in [one.name for one in experts.inputs]
 
 
 def test_zero_bubble_only_makes_the_bubble_less() -> None:

@@ -25,6 +25,10 @@ FRAGMENTS = 0.03
 TIGHT = 0.1
 """How far off the estimate of a need may be: of 687 published layouts that ran and were read as they are stated, none
 is estimated to need more than 9.1 % above the accelerator's memory (docs/explanation/measurements.md)."""
+HOST_BYTES = 960.0 * 2**30 / 4.0
+"""Host memory per GPU where the catalog has none: as P6e-GB200 (assumed)."""
+HOST_SHARE = 0.75
+"""Of host memory that activations may take (assumed): the rest is for the system, data and copies of checkpoints."""
 FITS, CLOSE, OUT = 0, 1, 2
 """Verdicts, the best first: sure to fit, within the estimate's error of the memory on either side, out of memory."""
 
@@ -63,8 +67,26 @@ def verdicts(need: Array, room: float | None) -> npt.NDArray[np.int8]:
     return np.where(need * (1.0 + TIGHT) <= room, FITS, found).astype(np.int8)
 
 
+def host_room(recipe: Recipe) -> float:
+    """Bytes of host memory that activations of one GPU may take."""
+    node, hardware = recipe.hardware.memory_bytes_per_node, recipe.hardware
+    return HOST_SHARE * (HOST_BYTES if node is None else node / hardware.gpus_per_node)
+
+
+def judged(model: Model, at: Layouts, recipe: Recipe) -> tuple[Memory, Array, npt.NDArray[np.int8]]:
+    """What layouts need of the accelerator and, in bytes per GPU, of its host; and the verdict on both."""
+    needs, host = _needs(model, at, recipe)
+    verdict = verdicts(needs.total, recipe.hardware.accelerator.hbm_bytes)
+    return needs, host, np.where(host > host_room(recipe), OUT, verdict).astype(np.int8)
+
+
 def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
     """What the fullest stage of a pipeline needs: the first or the last one."""
+    return _needs(model, at, recipe)[0]
+
+
+def _needs(model: Model, at: Layouts, recipe: Recipe) -> tuple[Memory, Array]:
+    """Of the accelerator, and of its host."""
     found = _layers(model, at, recipe)
     states = _states(model, found, at)
     logits = recipe.logit_copies * head_work(model, at).kept[""] / (1.0 + model.mtp_layers)
@@ -73,12 +95,13 @@ def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
     # the first stage has the most micro-batches in flight, the last one the logits
     ends_first = kept * first >= kept * last + logits
     logits = np.where((at.pp > 1) & ends_first, 0.0, logits)
-    activations = kept * np.where(ends_first, first, last) * (1.0 - at.offload) + found.widest
+    flying = kept * np.where(ends_first, first, last)
+    activations = flying * (1.0 - at.offload) + found.widest
     parameters = states.weights * recipe.weight_bytes
     gradients = states.gradients * recipe.gradient_bytes * recipe.trained
     optimizer = states.optimizer * optimizer_bytes(recipe) * recipe.trained
     bucket = states.unreduced * recipe.gradient_bytes * recipe.trained
-    return Memory(
+    needs = Memory(
         parameters=parameters,
         gradients=gradients,
         optimizer=optimizer,
@@ -87,6 +110,7 @@ def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
         buffers=states.gathered * BF16 + bucket + found.sent + CONTEXT_BYTES,
         fragments=FRAGMENTS * (parameters + gradients + optimizer + activations + logits),
     )
+    return needs, flying * at.offload
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from rackscale.models.description import Attention, LatentAttention, Model
 from rackscale.sizing import bands
 from rackscale.sizing.checkpoint import Checkpoint, rates
 from rackscale.sizing.experts import experts_of
-from rackscale.sizing.memory import CONTEXT_BYTES, FRAGMENTS, TIGHT, optimizer_bytes
+from rackscale.sizing.memory import CONTEXT_BYTES, FRAGMENTS, HOST_BYTES, HOST_SHARE, TIGHT, optimizer_bytes
 from rackscale.sizing.recipe import NEWEST, Recipe
 
 Basis: TypeAlias = Provenance | Literal["given"]
@@ -86,9 +86,9 @@ def _hardware(recipe: Recipe) -> Iterator[Input]:
 def _network(recipe: Recipe) -> Iterator[Input]:
     """What collectives reach, inside a domain and between domains."""
     network = recipe.network
-    for name, tier in (("NVLink domain", network.up), ("fabric", network.out)):
+    for name, tier in (("in a domain", network.up), ("between domains", network.out)):
         if tier.origin is not None:
-            yield _of(f"{name}, collectives", tier.bytes_per_s, "bytes/s", tier.origin)
+            yield _of(f"collectives {name}", tier.bytes_per_s, "bytes/s", tier.origin)
     if recipe.nic_bits_per_s is not None:
         nic = recipe.nic_bits_per_s
         yield Input(name="NIC", value=nic, unit="bit/s", provenance="given", source="as given")
@@ -113,13 +113,13 @@ def _curves(model: Model, recipe: Recipe) -> Iterator[Input]:
     known, chip = kernels.kernels(), recipe.chip
     yield _of("kernel curves", f"{chip} {recipe.products}", "", known.gemm(chip, recipe.products).fit.origin)
     if recipe.is_low:
-        yield _of("kernel curves, head", f"{chip} bf16", "", known.gemm(chip, "bf16").fit.origin)
+        yield _of("kernel curves of the head", f"{chip} bf16", "", known.gemm(chip, "bf16").fit.origin)
     if experts_of(model) is not None:
         grouped = known.gemm(chip, recipe.products, grouped=True).fit.origin
-        yield _of("kernel curves, experts", f"{chip} {recipe.products}", "", grouped)
+        yield _of("kernel curves of experts", f"{chip} {recipe.products}", "", grouped)
     if any(isinstance(kind.mixer, Attention | LatentAttention) for kind in model.layers):
-        yield _of("kernel curves, attention", f"{chip} bf16", "", known.chip(chip).attention.fit.origin)
-    yield _of("kernel curves, memory", chip, "", known.chip(chip).memory.fit.origin)
+        yield _of("kernel curves of attention", f"{chip} bf16", "", known.chip(chip).attention.fit.origin)
+    yield _of("kernel curves of memory", chip, "", known.chip(chip).memory.fit.origin)
 
 
 def _constants(model: Model, recipe: Recipe, gpus: int, p99_per_doubling: float) -> Iterator[Input]:
@@ -139,8 +139,17 @@ def _memory(recipe: Recipe) -> Iterator[Input]:
     context = "CUDA context and NCCL; 1 to 4 GB are usual with many communicators"
     yield _assumed("memory beside the allocator", CONTEXT_BYTES, "bytes", context)
     yield _assumed("fragments", FRAGMENTS, "of memory", "expandable segments keep it under 0.05")
+    system = recipe.hardware
+    if "memory_bytes_per_node" in system.origins:
+        yield _of(
+            "host memory", system.memory_bytes_per_node, "bytes", system.origins["memory_bytes_per_node"]
+        )
+    else:
+        host = HOST_BYTES * system.gpus_per_node
+        yield _assumed("host memory", host, "bytes", "of a node; as P6e-GB200, where nothing is published")
+    yield _assumed("offloaded at most", HOST_SHARE, "of host memory", "the rest is for data and checkpoints")
     ran = f"none of 718 {PUBLISHED} is estimated to need more above its memory (python -m benchmarks.memory)"
-    yield Input(name="tight", value=TIGHT, unit="of memory", provenance="measured", source=ran)
+    yield Input(name="tight within", value=TIGHT, unit="of memory", provenance="measured", source=ran)
     states = "BF16 alone" if recipe.all_bf16 else "FP32 weights and moments"
     yield _assumed(
         "optimizer states", optimizer_bytes(recipe), "bytes per parameter", f"{recipe.optimizer}: {states}"

@@ -9,7 +9,7 @@ pricing everything finds: tests/sizing/test_search.py does both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -19,7 +19,7 @@ from rackscale.models.description import Experts, Model
 from rackscale.sizing.constants import fitted, roles
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Layout, Layouts
-from rackscale.sizing.memory import CLOSE, FITS, OUT, Memory, memory, verdicts
+from rackscale.sizing.memory import CLOSE, FITS, OUT, Memory, judged
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import NEWEST, Recipe
 from rackscale.sizing.space import WAYS, Limits, Saving, can_scatter, candidates, divisions, saved, savings
@@ -52,6 +52,8 @@ class Priced:
     layouts: Layouts
     step: Step
     memory: Memory
+    host: npt.NDArray[np.float64]
+    """Bytes of host memory per GPU, for offloaded activations."""
     verdict: npt.NDArray[np.int8]
     """Of memory: memory.FITS, CLOSE or OUT."""
     order: npt.NDArray[np.intp]
@@ -92,12 +94,12 @@ def price(model: Model, at: Layouts, recipe: Recipe, *, values: dict[str, float]
     years = max(NEWEST - recipe.year, 0.0)
     dense = 1.0 if experts_of(model) is None else 0.0
     steps = step(parts(model, at, recipe), at, by, years=years, dense=dense)
-    needs = memory(model, at, recipe)
-    verdict = verdicts(needs.total, recipe.hardware.accelerator.hbm_bytes)
+    needs, host, verdict = judged(model, at, recipe)
     return Priced(
         layouts=at,
         step=steps,
         memory=needs,
+        host=host,
         verdict=verdict,
         order=np.lexsort((steps.seconds, needs.total * (verdict == OUT), verdict)),
     )
@@ -113,8 +115,7 @@ def search(
     values: dict[str, float] | None = None,
 ) -> Found:
     """The `top` best of the divisions `at` with the savings `ways`; of one division only what nothing less does."""
-    leanest = memory(model, saved(at, ways[-1:]), recipe).total
-    reach = verdicts(leanest, recipe.hardware.accelerator.hbm_bytes)
+    leanest, reach = _reach(model, at, ways, recipe)
     hopeful = np.flatnonzero(reach < OUT)
     if len(hopeful):
         pool, count = _hopeful(model, at.take(hopeful), reach[hopeful], ways, recipe, top=top, values=values)
@@ -128,6 +129,18 @@ def search(
         tight=int(np.count_nonzero(reach == CLOSE)),
         priced=len(at) + count,
     )
+
+
+def _reach(
+    model: Model, at: Layouts, ways: Sequence[Saving], recipe: Recipe
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
+    """Of each division: the bytes that it needs with all that can be saved, and the best verdict.
+
+    All but offload, which a host may have no room for: each share of it counts.
+    """
+    most = [way for way in ways if replace(way, offload=ways[-1].offload) == ways[-1]]
+    needs, _, verdict = judged(model, saved(at, most), recipe)
+    return needs.total.reshape(len(at), -1)[:, -1], verdict.reshape(len(at), -1).min(axis=1)
 
 
 def _hopeful(
@@ -164,8 +177,7 @@ def _hopeful(
 def _needed(model: Model, at: Layouts, ways: Sequence[Saving], recipe: Recipe) -> Layouts:
     """Each division with the savings that get a better verdict than any that gives up less."""
     many = saved(at, ways)
-    need = memory(model, many, recipe).total
-    verdict = verdicts(need, recipe.hardware.accelerator.hbm_bytes).reshape(len(at), len(ways))
+    verdict = judged(model, many, recipe)[2].reshape(len(at), len(ways))
     keep = np.zeros(verdict.shape, dtype=bool)
     for place, way in enumerate(ways):
         less = [other for other, some in enumerate(ways) if some.within(way)]

@@ -60,6 +60,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     bytes: dict[str, float]
     """Of memory by part: see memory.Memory."""
     total_bytes: float
+    host_bytes: float
+    """Of host memory per GPU, for offloaded activations."""
     fits: bool
     """Whether memory is sure to suffice."""
     verdict: Verdict
@@ -280,6 +282,7 @@ def _candidate(
         groups=groups(layout, domain=int(at.domain[place]), leaf=recipe.leaf_gpus),
         bytes={f.name: float(getattr(priced.memory, f.name)[place]) for f in fields(Memory)},
         total_bytes=float(priced.memory.total[place]),
+        host_bytes=float(priced.host[place]),
         fits=bool(priced.fits[place]),
         verdict=VERDICTS[priced.verdict[place]],
         usd_per_million_tokens=None if usd is None else usd / 3600.0 / speed * 1e6,
