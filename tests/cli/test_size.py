@@ -36,7 +36,8 @@ def test_ranked_layouts_with_band_memory_and_shape() -> None:
         "goodput",
         "a checkpoint every",
         "2 T tokens:",
-        "failures 2e-05",
+        "chosen: ",
+        "assumed inputs: --explain shows each with its source",
     ):
         assert part in text
 
@@ -413,3 +414,29 @@ def test_a_leaf_that_cannot_be_is_refused() -> None:
     assert "--leaf 100: a leaf holds whole NVLink domains, 64 GPUs of the job each: 64 or 128" in said
     said = rackscale(*CROSSING, "--oversubscription", "2", code=1).err
     assert "--oversubscription 2: says nothing without --leaf" in said
+
+
+def test_the_software_is_an_input_that_moves_results() -> None:
+    """Graphs, how tokens travel to experts, how evenly, and what stays in BF16 are told and listed."""
+    job = ("size", "qwen3-30b-a3b", "--system", "p6-b200", "--gpus", "16", "--ep", "16", "--tp", "1", "--pp", "1",
+           "--cp", "1", "--micro-batch", "1", "--precision", "mxfp8", "--json")  # fmt: skip
+
+    def first(*options: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(rackscale(*job, *options).out)
+        return found
+
+    usual = first()["candidates"][0]["step_s"]
+    for options in (("--imbalance", "1.5"), ("--dispatcher", "alltoall")):
+        found = first(*options)
+        assert found["candidates"][0]["step_s"] > usual * 1.01
+        told = {one["name"]: one["provenance"] for one in found["inputs"]}
+        assert told[options[0].removeprefix("--")] == "given"
+    assert first("--overlap-ep")["candidates"][0]["step_s"] < usual
+    small = ("size", "llama3.1-8b", "--system", "p5", "--gpus", "8", "--tp", "8", "--seq", "1k", "--json")
+    slow, fast = (
+        json.loads(rackscale(*small, "--micro-batch", "1", "--graphs", word).out)["candidates"][0]["step_s"]
+        for word in ("none", "step")
+    )
+    assert slow > fast * 1.01
+    error = rackscale(*job, "--graphs", "full", code=2).err
+    assert "say step" in error

@@ -73,7 +73,7 @@ def test_a_fleet_that_is_slower_is_learned() -> None:
 def test_constants_that_no_row_concerns_stay() -> None:
     ours = run_with(rows())
     learned = calibration.fit(calibration.problem(ours), start=fitted(), spread=0.5)
-    for name in ("clock.ampere", "core.hopper", "grouped.hopper", "memory.composer", "cast.nvfp4"):
+    for name in ("clock.ampere", "core.hopper", "scan.hopper", "memory.composer", "cast.nvfp4"):
         assert learned[name] == pytest.approx(fitted()[name], rel=1e-3)
 
 
@@ -101,7 +101,7 @@ def test_every_constant_plays_a_part(tmp_path: Path) -> None:
 
     from rackscale.sizing.constants import roles
     from rackscale.sizing.experts import experts_of
-    from rackscale.sizing.recipe import FAMILIES, PRECISIONS
+    from rackscale.sizing.recipe import FAMILIES, GRAPHS, PRECISIONS
 
     mixture, dense = experts_of(models.model("qwen3-30b-a3b")), None
     systems = (
@@ -116,10 +116,10 @@ def test_every_constant_plays_a_part(tmp_path: Path) -> None:
         "gb300-nvl72",
     )
     used: set[str] = set()
-    for system, family, precision, experts, year in product(
-        systems, FAMILIES, PRECISIONS, (mixture, dense), (2025.0, 2026.6)
+    for system, family, precision, experts, graphs in product(
+        systems, FAMILIES, PRECISIONS, (mixture, dense), GRAPHS
     ):
-        recipe = Recipe(system=system, family=family, precision=precision, year=year, overlaps_ep=True)
+        recipe = Recipe(system=system, family=family, precision=precision, graphs=graphs, overlaps_ep=True)
         for names in roles(recipe, experts=experts).values():
             used.update(names)
     assert used == set(constants())

@@ -268,3 +268,27 @@ def test_zero2_scatters_every_micro_batch(model: Model, layout: Layout, system: 
         if batches == 1:
             assert second == pytest.approx(first)
         assert memory(model, two, recipe).total[0] <= memory(model, one, recipe).total[0] * (1 + 1e-9)
+
+
+@given(
+    model=st.sampled_from(["deepseek-v3-671b", "gpt-oss-120b"]).map(models.model),
+    layout=layouts(),
+    system=systems,
+)
+def test_what_recipes_choose_moves_the_step_as_it_must(model: Model, layout: Layout, system: str) -> None:
+    """Uneven experts and a copy for each expert never speed up; graphs, overlap and dropped tokens never slow."""
+    at = arrays(layout, domain=max(layout.gpus // 2, 1))
+    usual = Recipe(system=system, precision="fp8")
+    base = seconds(model, at, usual)
+    for slower in (
+        replace(usual, imbalance=1.5),
+        replace(usual, dispatcher="alltoall"),
+        replace(usual, graphs="none"),
+    ):
+        assert seconds(model, at, slower) >= base * (1 - 1e-9)
+    for faster in (
+        replace(usual, overlaps_ep=True),
+        replace(usual, graphs="step"),
+        replace(usual, drops=True),
+    ):
+        assert seconds(model, at, faster) <= base * (1 + 1e-9)

@@ -12,7 +12,18 @@ from rackscale.errors import DocumentError, RackscaleError, UnknownNameError
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import FULL, MODULES
 from rackscale.sizing.provenance import Input
-from rackscale.sizing.recipe import FAMILIES, NEWEST, OPTIMIZERS, PRECISIONS, TASKS, Recipe
+from rackscale.sizing.recipe import (
+    DISPATCHERS,
+    FAMILIES,
+    GRAPHS,
+    NEWEST,
+    OPTIMIZERS,
+    PRECISIONS,
+    TASKS,
+    Recipe,
+    usual_gradient_bytes,
+    usual_overlap,
+)
 from rackscale.sizing.search import Limits
 from rackscale.sizing.segments import domain_gpus
 from rackscale.sizing.space import WAYS
@@ -29,6 +40,8 @@ PRETRAIN_TOKENS, PRETRAIN_PARAMETERS = 2.0**22, 7e9
 """Of a step, of a model so large. See `step_tokens`."""
 MOST_PER_SEQUENCE = 32
 """GPUs: on more of them the usual batch grows, so that there are sequences to share out (assumed)."""
+USUAL_BF16 = {"nvfp4": 0.15}
+"""Share of layers that stay in BF16, by precision, where nothing is said."""
 RECOMPUTE = {"none": frozenset[str](), "full": FULL} | {module: frozenset({module}) for module in MODULES}
 OLDEST, AHEAD = 2020.0, 1.0
 """Years: of the oldest software that is sized, and by how much one may be ahead of the newest known."""
@@ -47,6 +60,8 @@ MEANT = {
         "nemo": "megatron", "megatron-bridge": "megatron", "megatron-lm": "megatron, or plain where it is untuned",
         "torchtitan": "torch", "pytorch": "torch", "fsdp": "torch", "jax": "maxtext", "llm-foundry": "composer",
     },
+    "graphs": {"full": "step", "full-iteration": "step", "no": "none", "yes": "layers"},
+    "dispatcher": {"deepep": "once", "hybridep": "once", "flex": "once", "nccl": "alltoall"},
     "sharding": {
         "ddp": "zero1, which is the least that is modelled", "zero3": "fsdp", "fsdp2": "fsdp",
     },
@@ -151,7 +166,7 @@ def question(asked: dict[str, Any]) -> Question:
     words = _words(asked, read)
     read.problems += [
         f"--{name.replace('_', '-')} {asked[name]}: say a number that is not infinite"
-        for name in ("price", "failures", "checkpoint_stall", "restart", "oversubscription")
+        for name in ("price", "failures", "checkpoint_stall", "restart", "oversubscription", "imbalance")
         if asked[name] is not None and not isfinite(asked[name])
     ]
     read.check()
@@ -219,12 +234,14 @@ def _words(asked: dict[str, Any], read: Values) -> dict[str, Any]:
             f" of {NEWEST:.1f}"
         )
     return {
-        name: read.word(f"--{name}", asked[name] or usual, known, meant=MEANT[name])
+        name: read.word(f"--{name}", asked[name] or usual, known, meant=MEANT.get(name))
         for name, usual, known in (
             ("precision", "bf16", PRECISIONS),
             ("task", "pretrain", TASKS),
             ("optimizer", "adamw", OPTIMIZERS),
             ("framework", "megatron", FAMILIES),
+            ("graphs", "layers", GRAPHS),
+            ("dispatcher", "once", DISPATCHERS),
         )
     }
 
@@ -235,26 +252,50 @@ def _recipe(
     if asked["precision"] is None and hardware.accelerator.fp8_flop_per_s is not None:
         words = words | {"precision": "fp8"}
     year = NEWEST if asked["software_year"] is None else asked["software_year"]
+    family, overlap, kept = words["framework"], asked["overlap_tp"], asked["bf16_layers"]
     recipe = Recipe(
         system=hardware.name,
         precision=words["precision"],
         task=words["task"],
         optimizer=words["optimizer"],
-        family=words["framework"],
+        family=family,
         year=year,
+        gradient_bytes=usual_gradient_bytes(family),
+        graphs=words["graphs"],
+        dispatcher=words["dispatcher"],
+        overlaps_tp=usual_overlap(family) if overlap is None else overlap,
+        overlaps_ep=asked["overlap_ep"],
+        imbalance=1.0 if asked["imbalance"] is None else asked["imbalance"],
+        bf16_layers=USUAL_BF16.get(words["precision"], 0.0) if kept is None else kept,
         leaf_gpus=asked["leaf"],
         oversubscription=asked["oversubscription"],
     )
     _ = recipe.architecture  # raises where training is modelled on no such chip
+    _tell(recipe, asked, choices)
+    return recipe
+
+
+def _tell(recipe: Recipe, asked: dict[str, Any], choices: Choices) -> None:
+    """What was chosen of a recipe, as inputs of the answer."""
     for name, value, why in (
         ("precision", recipe.precision, "FP8 where the chip has it"),
         ("task", recipe.task, "most of what is trained on so many GPUs"),
         ("optimizer", recipe.optimizer, "the usual one"),
         ("framework", recipe.family, "what most measurements are of"),
+        ("software_year", recipe.year, "the newest that was measured"),
+        ("graphs", recipe.graphs, "what most recipes have since 2025"),
+        ("dispatcher", recipe.dispatcher, "what most recipes have since 2025"),
+        ("overlap_tp", "yes" if recipe.overlaps_tp else "no", "as the framework does it"),
+        ("imbalance", recipe.imbalance, "even, as published runs force it; real routing is slower"),
     ):
-        choices.add(name, value, "", given=asked[name], why=why)
-    choices.add("software year", year, "", given=asked["software_year"], why="the newest that was measured")
-    return recipe
+        choices.add(name.replace("_", " "), value, "", given=asked[name], why=why)
+    if recipe.is_low:
+        why = (
+            "as NVFP4 was trained with (arXiv:2509.25149)"
+            if recipe.bf16_layers
+            else "as recipes for performance"
+        )
+        choices.add("BF16 layers", recipe.bf16_layers, "share", given=asked["bf16_layers"], why=why)
 
 
 def _limits(asked: dict[str, Any], read: Values) -> Limits:

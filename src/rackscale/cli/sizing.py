@@ -143,6 +143,56 @@ def size(
             rich_help_panel=TRAINED,
         ),
     ] = None,
+    graphs: Annotated[
+        str | None,
+        _word("GRAPHS", "What CUDA graphs hold: none, layers (but their experts) or step. [default: layers]"),
+    ] = None,
+    dispatcher: Annotated[
+        str | None,
+        _word(
+            "DISPATCHERS",
+            "Tokens to experts: once per domain and rank (DeepEP, HybridEP), or alltoall, one copy per expert."
+            " [default: once]",
+        ),
+    ] = None,
+    overlap_tp: Annotated[
+        bool | None,
+        typer.Option(
+            "--overlap-tp/--no-overlap-tp",
+            help="Tensor-parallel messages beside products. [default: as the framework does it]",
+            show_default=False,
+            rich_help_panel=TRAINED,
+        ),
+    ] = None,
+    overlap_ep: Annotated[
+        bool,
+        typer.Option(
+            "--overlap-ep",
+            help="Messages to experts beside another micro-batch's work.",
+            rich_help_panel=TRAINED,
+        ),
+    ] = False,
+    imbalance: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            metavar="X",
+            help="Tokens of the busiest rank's experts over the mean. [default: 1]",
+            show_default=False,
+            rich_help_panel=TRAINED,
+        ),
+    ] = None,
+    bf16_layers: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Of layers that stay in BF16. [default: 0.15 with nvfp4, else 0]",
+            show_default=False,
+            rich_help_panel=TRAINED,
+        ),
+    ] = None,
     tp: Annotated[int | None, _degree("Tensor parallel ranks.")] = None,
     pp: Annotated[int | None, _degree("Pipeline stages.")] = None,
     cp: Annotated[int | None, _degree("Context parallel ranks.")] = None,

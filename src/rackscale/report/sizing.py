@@ -40,6 +40,8 @@ PARTS = {
 EXPOSED = {"tensor": "TP", "context": "CP", "expert": "EP", "pipeline": "PP", "data": "DP"}
 HOPELESS = 0.01
 """Below this goodput no end is told."""
+CHOSEN = "default: "
+"""How the source of an input begins that was chosen where nothing was said."""
 SMALL = 0.0005
 """Shares of a step below this are not worth a line."""
 TOLD = 0.002
@@ -303,14 +305,20 @@ def _memory(found: Sizing) -> Blocks:
 
 
 def _inputs_in_short(inputs: tuple[Input, ...]) -> list[str]:
-    """By what they rest on, and what was chosen with its value."""
-    by: dict[str, list[str]] = {}
-    for one in inputs:
-        is_choice = one.provenance in {"given", "assumed"}
-        by.setdefault(one.provenance, []).append(f"{one.name} {_value(one)}" if is_choice else one.name)
-    order = ("given", "assumed", "measured", "vendor")
-    lines = [f"{basis}: {'; '.join(by[basis])}" for basis in order if basis in by]
-    return [*lines, "--explain shows where time and memory go, and the source of every input"]
+    """What was given and what was chosen, with values; of the rest, how many rest on what."""
+    given = [f"{one.name} {_value(one)}" for one in inputs if one.provenance == "given"]
+    chosen = [f"{one.name} {_value(one)}" for one in inputs if one.source.startswith(CHOSEN)]
+    others = [
+        one.provenance for one in inputs if one.provenance != "given" and not one.source.startswith(CHOSEN)
+    ]
+    counts = [
+        f"{others.count(basis)} {basis}" for basis in ("measured", "vendor", "assumed") if basis in others
+    ]
+    lines = [f"{title}: {'; '.join(told)}" for title, told in (("given", given), ("chosen", chosen)) if told]
+    return [
+        *lines,
+        f"and {', '.join(counts)} inputs: --explain shows each with its source, and where time and memory go",
+    ]
 
 
 def _value(one: Input) -> str:

@@ -24,7 +24,17 @@ from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
 from rackscale.sizing.memory import TIGHT, Memory
 from rackscale.sizing.memory import memory as memory_of
-from rackscale.sizing.recipe import NEWEST, Dispatcher, Family, Graphs, Precision, Recipe, Task
+from rackscale.sizing.recipe import (
+    NEWEST,
+    Dispatcher,
+    Family,
+    Graphs,
+    Precision,
+    Recipe,
+    Task,
+    usual_gradient_bytes,
+    usual_overlap,
+)
 from rackscale.sizing.segments import domain_gpus
 
 T = TypeVar("T")
@@ -396,7 +406,7 @@ def _recipe(of: _Fields, model: Model, system: str, precision: Precision) -> Rec
         nic_bits_per_s=None if nic is None else nic * 1e9,
         overlaps_tp=_overlaps_tp(of, family),
         document_tokens=PACKED_TOKENS if task != "pretrain" and family == "megatron" else None,
-        gradient_bytes=4.0 if family in {"torch", "composer", "plain"} and not all_bf16 else 2.0,
+        gradient_bytes=2.0 if all_bf16 else usual_gradient_bytes(family),
         all_bf16=all_bf16,
     )
 
@@ -404,7 +414,7 @@ def _recipe(of: _Fields, model: Model, system: str, precision: Precision) -> Rec
 def _overlaps_tp(of: _Fields, family: Family) -> bool:
     """Megatron-LM and torchtitan do it only where they are told to; NeMo's recipes, unless they are told not to."""
     words = of.text("comm_overlap").lower()
-    if family in {"plain", "torch", "composer"}:
+    if not usual_overlap(family):
         return "tp-comm-overlap" in words or "async_tp" in words
     return "tp_overlap=none" not in words and "tp_comm_overlap=false" not in words
 

@@ -209,6 +209,8 @@ def kept_of(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
             # frozen weights have no gradients, so adapters keep no inputs; in BF16 a copy is the tensor itself
             bare = recipe.task == "lora" or (module == "copy" and not recipe.is_low)
             size = kept * (0.0 if bare else recipe.product_bytes)
+        if module == "experts":
+            size = size * recipe.imbalance
         everything += size
         some += size * (1.0 - again.get(module, 0.0))
     return everything, some

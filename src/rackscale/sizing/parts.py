@@ -167,14 +167,16 @@ class _Pricer:
     def product(self, p: Product, count: Array, *, low: bool) -> None:
         """Forward, and the gradients of its input and, where weights are trained, of its weights."""
         total, both = self.total, self.recipe.backward_products > 1
+        # the busiest rank's experts have more tokens, and the others wait for it
+        m = p.m if p.groups is None else p.m * self.recipe.imbalance
         precision = self.recipe.products if low else "bf16"
-        forward = count * self._product(p.m, p.n, p.k, p.groups, precision)
-        back = count * self._product(p.m, p.k, p.n, p.groups, precision)
+        forward = count * self._product(m, p.n, p.k, p.groups, precision)
+        back = count * self._product(m, p.k, p.n, p.groups, precision)
         if both:
             back = back + count * (
-                self._product(p.n, p.k, p.m, None, precision)
+                self._product(p.n, p.k, m, None, precision)
                 if p.groups is None
-                else self._product(p.m, p.k, p.n, p.groups, precision)
+                else self._product(m, p.k, p.n, p.groups, precision)
             )
         if p.groups is not None:
             self.routed = self.routed + p.weights * count
@@ -205,7 +207,7 @@ class _Pricer:
     def casts(self, p: Product, count: Array) -> None:
         """Inputs and gradients of outputs are read in BF16 and written twice: as they are, and transposed."""
         each = BF16 + 2.0 * self.recipe.product_bytes
-        rows = count * p.m * (1.0 if p.groups is None else p.groups)
+        rows = count * p.m * (1.0 if p.groups is None else p.groups * self.recipe.imbalance)
         if p.groups is not None:
             if self.fused:
                 self.total.cast_f += self.bytes_seconds(rows * (p.k + p.n) * each)
@@ -251,6 +253,7 @@ class _Pricer:
         for module, nbytes in work.moved.items():
             seconds = count * self.bytes_seconds(nbytes)
             if module == "" and not isinstance(work.routed, float):
+                seconds = seconds * self.recipe.imbalance
                 total.routing_f += seconds
                 total.routing_b += seconds
             else:
@@ -320,7 +323,7 @@ class _Pricer:
         local = np.clip(at.domain / at.etp, 1.0, at.ep)
         near, whole = (count * self.dispatched(work, where) for where in (at.ep, local))
         # there and back, and the gradients too
-        times = 2.0 * (2.0 + self.redone("experts"))
+        times = 2.0 * (2.0 + self.redone("experts")) * self.recipe.imbalance
         self.total.ep += times * near
         self.total.ep_far += times * (whole - near)
         if (at.etp > 1).any():

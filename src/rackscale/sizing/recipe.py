@@ -24,6 +24,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FAMILIES: tuple[Family, ...] = get_args(Family)
 TASKS: tuple[Task, ...] = get_args(Task)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+DISPATCHERS: tuple[Dispatcher, ...] = get_args(Dispatcher)
+GRAPHS: tuple[Graphs, ...] = get_args(Graphs)
 NEWEST = 2026.6
 """Year of the newest software that the calibration has seen."""
 
@@ -47,6 +49,21 @@ _ARCHITECTURES = {
     "B300": "blackwell",
     "GB300": "blackwell",
 }
+
+
+SERIAL = frozenset({"plain", "torch", "composer"})
+"""Frameworks that run tensor-parallel messages beside products only where they are told to, and reduce gradients in
+FP32; the others' recipes for performance do the contrary."""
+
+
+def usual_overlap(family: Family) -> bool:
+    """Whether tensor-parallel messages run beside products where nothing is said."""
+    return family not in SERIAL
+
+
+def usual_gradient_bytes(family: Family) -> float:
+    """Per gradient as it is kept and reduced, where nothing is said."""
+    return 4.0 if family in SERIAL else 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +92,8 @@ class Recipe:
     """Whether attention's projections, and those into experts' latent space, stay in BF16 too."""
     dispatcher: Dispatcher = "once"
     """How tokens travel to their experts."""
+    imbalance: float = 1.0
+    """Tokens of the busiest expert-parallel rank over the mean; all wait for it."""
     drops: bool = False
     """Whether experts take a fixed number of tokens and drop the rest: the host need not wait to know how many."""
     overlaps_ep: bool = False

@@ -18,6 +18,9 @@ from rackscale.sizing.parts import Parts
 ZERO_BUBBLE = 1.0 / 3.0
 """What is left of a bubble that weights' gradients fill, where they take a third of a pass (ZB-H1)."""
 
+HIDDEN = 0.95
+"""Share of a step's gradients and gathers that can be hidden at most: not the last bucket of some twenty (assumed)."""
+
 Factors: TypeAlias = Mapping[str, Array | float]
 """By role: see constants.roles."""
 
@@ -60,11 +63,63 @@ class Step:
         return self.tensor + self.context + self.expert + self.pipeline + self.data
 
 
+@dataclass(slots=True)
+class _Pass:
+    """Seconds of one micro-batch's pass over an average stage, forward and backward."""
+
+    products: Array
+    attention: Array
+    memory: Array
+    recompute: Array
+    tensor: Array
+    context: Array
+    expert: Array
+    offload: Array
+    host: Array
+    data: Array
+    """FSDP's messages that nothing hides, and what the hidden ones slow."""
+
+    @property
+    def seconds(self) -> Array:
+        """Of the whole pass."""
+        return sum((getattr(self, f.name) for f in fields(self)), np.zeros(1))
+
+
 def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense: Array | float = 1.0) -> Step:
     """The seconds of a step. `years`: how much older the software is than the newest one known (at least 0)."""
     aged = np.exp(by["pace"] * years + np.where(dense, 0.0, by["pace_experts"] * years))
-    count = at.micro_batches
-    kernel = (parts.kernels_f + parts.kernels_b) * by["kernel"]
+    one, count = _pass(parts, by, aged), at.micro_batches
+    each = one.seconds
+    head = (parts.head_f + parts.head_b) * by["high"] * aged
+    bubble = _bubble(parts, at, each, head)
+    pipeline = parts.hop * (by["hop"] * 2.0 * at.virtual * count + 2.0 * (at.pp - 1.0))
+    messages = parts.step_reduce + parts.step_gather
+    steady = each * parts.layers + head * parts.head_share
+    # the last piece of gradients has nothing left to hide behind
+    data = messages - np.minimum(HIDDEN * messages, steady / at.virtual * by["window"])
+    update = parts.step_update * by["update"]
+    known = each * count + head * parts.head_share * count + bubble + pipeline + data + update
+    straggle = known * by["jitter"] * np.log2(np.maximum(at.gpus / 8.0, 1.0))
+    return Step(
+        products=one.products * count + head * parts.head_share * count,
+        attention=one.attention * count,
+        memory=one.memory * count,
+        recompute=one.recompute * count,
+        host=one.host * count,
+        tensor=one.tensor * count,
+        context=one.context * count,
+        expert=one.expert * count,
+        pipeline=pipeline,
+        data=data + one.data * count,
+        offload=one.offload * count,
+        bubble=bubble,
+        optimizer=update,
+        other=straggle + by["fixed"],
+    )
+
+
+def _pass(parts: Parts, by: Factors, aged: Array) -> _Pass:
+    """Computing, then the messages that it doesn't hide, then what the host is late with."""
     products = (
         (parts.low_f + parts.low_b) * by["low"]
         + (parts.high_f + parts.high_b) * by["high"]
@@ -81,7 +136,7 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         + parts.cast_experts * by["cast_experts"]
         + parts.pieces * by["piece"]
         + (parts.routing_f + parts.routing_b) * by["routing"]
-        + kernel
+        + (parts.kernels_f + parts.kernels_b) * by["kernel"]
     ) * aged
     recompute = (
         parts.again_low * by["low"]
@@ -90,7 +145,22 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         + parts.again_moved * by["moved"]
     ) * aged
     compute = products + attention + memory + recompute
-    # each second of compute hides one kind of message: what would need more is waited for
+    tensor, context, expert, offload = _messages(parts, by, aged, compute)
+    busy = compute + tensor + context + expert + offload
+    launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
+    host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
+    sharded = 2.0 * parts.gather + parts.scatter
+    # they run on while others wait, for the host too
+    hidden = np.minimum(sharded, (busy + host) * by["fsdp"])
+    data = sharded - hidden + hidden * by["drag"]
+    return _Pass(products, attention, memory, recompute, tensor, context, expert, offload, host, data)
+
+
+def _messages(parts: Parts, by: Factors, aged: Array, compute: Array) -> tuple[Array, Array, Array, Array]:
+    """What is exposed of messages of tensor, context and expert parallelism, and of offload.
+
+    Each second of compute hides one kind of message: what would need more is waited for.
+    """
     beside, exposed = compute, []
     for message, share in (
         (parts.tp_f + parts.tp_b, by["tp"]),
@@ -101,48 +171,15 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
         exposed.append(_exposed(message, share, beside))
         beside = beside - (message - exposed[-1])
     tensor, context, expert, offload = exposed
-    tensor, context, expert = (
-        tensor + parts.tp_bare,
-        context + parts.swap,
-        expert + parts.ep_far * by["ep_far"],
-    )
-    busy = compute + tensor + context + expert + offload
-    launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
-    host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
-    sharded = 2.0 * parts.gather + parts.scatter
-    hidden = np.minimum(
-        sharded, (busy + host) * by["fsdp"]
-    )  # they run on while others wait, for the host too
-    fsdp = sharded - hidden + hidden * by["drag"]
-    each = busy + host + fsdp
-    head = (parts.head_f + parts.head_b) * by["high"] * aged
-    steady = each * parts.layers + head * parts.head_share
-    idle = (parts.layers - 1.0) * each * count
+    return tensor + parts.tp_bare, context + parts.swap, expert + parts.ep_far * by["ep_far"], offload
+
+
+def _bubble(parts: Parts, at: Layouts, each: Array, head: Array) -> Array:
+    """The pipeline fills and drains, and stages wait for the one with more layers (or with the head)."""
     filled = 1.0 - at.zero_bubble * (1.0 - ZERO_BUBBLE)
     drained = (at.pp - 1.0) / at.virtual * filled * each + head * (1.0 - parts.head_share)
-    bubble = np.where(at.pp > 1, drained, 0.0) + idle
-    pipeline = parts.hop * (by["hop"] * 2.0 * at.virtual * count + 2.0 * (at.pp - 1.0))
-    messages = parts.step_reduce + parts.step_gather
-    data = messages - np.minimum(0.95 * messages, steady / at.virtual * by["window"])
-    update = parts.step_update * by["update"]
-    known = each * count + head * parts.head_share * count + bubble + pipeline + data + update
-    straggle = known * by["jitter"] * np.log2(np.maximum(at.gpus / 8.0, 1.0))
-    return Step(
-        products=products * count + head * parts.head_share * count,
-        attention=attention * count,
-        memory=memory * count,
-        recompute=recompute * count,
-        host=host * count,
-        tensor=tensor * count,
-        context=context * count,
-        expert=expert * count,
-        pipeline=pipeline,
-        data=data + fsdp * count,
-        offload=offload * count,
-        bubble=bubble,
-        optimizer=update,
-        other=straggle + by["fixed"],
-    )
+    idle = (parts.layers - 1.0) * each * at.micro_batches
+    return np.where(at.pp > 1, drained, 0.0) + idle
 
 
 def _exposed(message: Array, share: Array | float, beside: Array) -> Array:
