@@ -152,8 +152,8 @@ def speed() -> None:
     began = time.process_time()
     searches = 0
     while time.process_time() - began < 3.0:
-        at = divisions(model, **asked)  # type: ignore[arg-type]
-        found = search(model, at, savings(model, chip=recipe.chip), recipe)
+        at = divisions(model, **asked, family=recipe.family)  # type: ignore[arg-type]
+        found = search(model, at, savings(model, chip=recipe.chip, family=recipe.family), recipe)
         searches += 1
     spent = (time.process_time() - began) / searches
     print(

@@ -68,10 +68,13 @@ def test_the_search_finds_what_pricing_everything_finds(  # noqa: PLR0917
 ) -> None:
     model, recipe = models.model(name), Recipe(system=system, precision=precision)  # type: ignore[arg-type]
     near = min(recipe.hardware.gpus, 64)
-    at = divisions(model, gpus=gpus, global_batch=batch, tokens=tokens, domain=near)
-    space = candidates(model, gpus=gpus, global_batch=batch, tokens=tokens, domain=near, chip=recipe.chip)
+    family = "megatron" if gpus > 16 else "torch"
+    at = divisions(model, gpus=gpus, global_batch=batch, tokens=tokens, domain=near, family=family)
+    space = candidates(
+        model, gpus=gpus, global_batch=batch, tokens=tokens, domain=near, chip=recipe.chip, family=family
+    )
     every = price(model, space, recipe)
-    found = search(model, at, savings(model, chip=recipe.chip), recipe)
+    found = search(model, at, savings(model, chip=recipe.chip, family=family), recipe)
     assert found.considered == len(every.layouts)
     assert found.priced < found.considered
     assert bool(found.fitting) == bool((every.verdict == FITS).any())
@@ -102,6 +105,22 @@ def test_the_space_holds_each_layout_once_with_every_way_to_save_memory() -> Non
     ):
         assert any(part in one for one in told), part
     assert any("PP4" in one and "fsdp" in one for one in told)
+
+
+def test_gradients_and_parameters_are_divided_in_pipelines_only_where_a_framework_does_or_when_asked() -> (
+    None
+):
+    model = models.model("llama3.1-70b")
+
+    def ways(family: str, limits: Limits | None = None) -> set[str]:
+        at = candidates(model, gpus=64, global_batch=64, tokens=8192, domain=8, family=family, limits=limits)
+        return {layout_of(at, int(place)).sharding for place in np.flatnonzero(at.pp > 1)}
+
+    assert ways("megatron") == {"zero1"}
+    assert ways("torch") == {"zero1", "zero2", "fsdp"}
+    assert ways("megatron", Limits(sharding="zero2", pp=4)) == {"zero2"}
+    assert ways("megatron", Limits(sharding="fsdp", pp=4)) == {"fsdp"}
+    assert ways("megatron", Limits(sharding="zero2")) == set()
 
 
 def test_a_dense_model_has_no_modules_of_experts_to_compute_again_and_a_far_host_no_offload() -> None:

@@ -195,9 +195,8 @@ def _heads(found: Priced, top: int) -> npt.NDArray[np.intp]:
 def _size(at: Layouts, ways: Sequence[Saving]) -> int:
     """Layouts of the space, each once."""
     plain = sum(not way.zero2 for way in ways)
-    zero2 = len(ways) - plain
-    divided = int(np.count_nonzero(can_scatter(at)))
-    return len(at) * plain + divided * zero2 if plain else len(at) * zero2
+    scattered = sum(int(np.count_nonzero(can_scatter(at, way.staged))) for way in ways if way.zero2)
+    return len(at) * plain + scattered if plain else len(at) * len(ways)
 
 
 def layout_of(at: Layouts, place: int) -> Layout:

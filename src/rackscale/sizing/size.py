@@ -136,10 +136,18 @@ def size(
     constants of a user's calibration. Raises ValueError where no layout divides the job evenly.
     """
     near = domain_gpus(recipe.system, gpus) if domain is None else domain
-    at = divisions(model, gpus=gpus, global_batch=global_batch, tokens=tokens, domain=near, limits=limits)
+    at = divisions(
+        model,
+        gpus=gpus,
+        global_batch=global_batch,
+        tokens=tokens,
+        domain=near,
+        family=recipe.family,
+        limits=limits,
+    )
     if not len(at):
         raise ValueError(_undivided(gpus, global_batch))
-    ways = savings(model, chip=recipe.chip, limits=limits)
+    ways = savings(model, chip=recipe.chip, family=recipe.family, limits=limits)
     found = search(model, at, ways, recipe, top=top, values=values)
     saved = checkpoint(model, recipe, gpus=gpus).given(stall_s=checkpoint_s, restart_s=restart_s)
     rests_on = inputs(

@@ -52,6 +52,10 @@ OFFLOAD = (0.0, 0.25, 0.5, 0.75)
 NEAR_HOSTS = frozenset({"GB200", "GB300"})
 """Accelerators with a coherent link to their host's memory (NVLink-C2C): only there offloading is tried unasked."""
 
+STAGED = frozenset({"torch", "maxtext"})
+"""Frameworks that divide parameters or gradients in a pipeline's stages too (torchtitan, MaxText). Megatron-FSDP, which
+has ZeRO-2 as well, excludes pipelines (Megatron-LM's pull requests 6081 and 6486, the latter open in August 2026)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -84,6 +88,8 @@ class Saving:
     """Share of layers, where whole ones are computed again."""
     offload: float = 0.0
     zero2: bool = False
+    staged: bool = True
+    """Whether ZeRO-2 goes with a pipeline."""
 
     def within(self, other: Saving) -> bool:
         """Whether `other` gives up all that this one does, and more, and so is never faster.
@@ -100,7 +106,14 @@ class Saving:
         return self != other and again and self.offload <= other.offload and self.zero2 <= other.zero2
 
 
-def savings(model: Model, *, chip: str, limits: Limits | None = None) -> tuple[Saving, ...]:
+def stages(family: str, limits: Limits) -> bool:
+    """Whether FSDP and ZeRO-2 go with pipelines: where the framework has it, or where both are asked for."""
+    return family in STAGED or (limits.sharding not in {None, "zero1"} and limits.pp is not None)
+
+
+def savings(
+    model: Model, *, chip: str, family: str = "torch", limits: Limits | None = None
+) -> tuple[Saving, ...]:
     """Every saving that the limits allow: the first gives up least, the last one most."""
     limits = limits or Limits()
     has = {module for module in MODULES if module in _modules(model)}
@@ -108,7 +121,7 @@ def savings(model: Model, *, chip: str, limits: Limits | None = None) -> tuple[S
     offload = OFFLOAD if chip in NEAR_HOSTS else OFFLOAD[:1]
     zero2 = {None: (False, True), "zero2": (True,)}.get(limits.sharding, (False,))
     return tuple(
-        Saving(recompute=again, recomputed=part, offload=share, zero2=divided)
+        Saving(recompute=again, recomputed=part, offload=share, zero2=divided, staged=stages(family, limits))
         for again in (sets if limits.recompute is None else (limits.recompute,))
         for part in (SHARES if again == FULL else (1.0,))
         for share in (offload if limits.offload is None else (limits.offload,))
@@ -126,7 +139,7 @@ def saved(at: Layouts, ways: Sequence[Saving]) -> Layouts:
     def again(module: str) -> Array:
         return each(lambda way: module in way.recompute)
 
-    zero2 = (each(lambda way: way.zero2) > 0) & can_scatter(many)
+    zero2 = (each(lambda way: way.zero2) > 0) & can_scatter(many, each(lambda way: way.staged))
     return replace(
         many,
         again=tuple(map(again, MODULES)),
@@ -136,22 +149,37 @@ def saved(at: Layouts, ways: Sequence[Saving]) -> Layouts:
     )
 
 
-def can_scatter(at: Layouts) -> npt.NDArray[np.bool_]:
-    """Where ZeRO-2 is another layout than ZeRO-1."""
-    return np.asarray((at.sharding == ZERO1) & (at.dp * at.cp > 1))
+def can_scatter(at: Layouts, staged: Array | float) -> npt.NDArray[np.bool_]:
+    """Where ZeRO-2 is another layout than ZeRO-1, and one that runs."""
+    return np.asarray(
+        (at.sharding == ZERO1) & (at.dp * at.cp > 1) & ((at.pp == 1) | (np.asarray(staged) > 0))
+    )
 
 
 def divisions(
-    model: Model, *, gpus: int, global_batch: int, tokens: int, domain: int, limits: Limits | None = None
+    model: Model,
+    *,
+    gpus: int,
+    global_batch: int,
+    tokens: int,
+    domain: int,
+    family: str = "torch",
+    limits: Limits | None = None,
 ) -> Layouts:
     """Every division that a framework would accept, with nothing given up.
 
     Tensor parallelism stays inside an NVLink domain; an expert is whole or divided as attention is; pipelines
-    interleave only where micro-batches come in whole rounds.
+    interleave only where micro-batches come in whole rounds; FSDP goes with them where the framework (`family`) has it.
     """
     limits = limits or Limits()
     asked = _Asked(
-        model=model, gpus=gpus, global_batch=global_batch, tokens=tokens, domain=domain, limits=limits
+        model=model,
+        gpus=gpus,
+        global_batch=global_batch,
+        tokens=tokens,
+        domain=domain,
+        staged=stages(family, limits),
+        limits=limits,
     )
     at = asked.shares(asked.passes())
     one = np.ones_like(at["tp"])
@@ -181,11 +209,20 @@ def candidates(
     tokens: int,
     domain: int,
     chip: str = "",
+    family: str = "torch",
     limits: Limits | None = None,
 ) -> Layouts:
     """The whole space: every division with every saving, each layout once."""
-    at = divisions(model, gpus=gpus, global_batch=global_batch, tokens=tokens, domain=domain, limits=limits)
-    ways = savings(model, chip=chip, limits=limits)
+    at = divisions(
+        model,
+        gpus=gpus,
+        global_batch=global_batch,
+        tokens=tokens,
+        domain=domain,
+        family=family,
+        limits=limits,
+    )
+    ways = savings(model, chip=chip, family=family, limits=limits)
     many = saved(at, ways)
     twice = np.tile([way.zero2 for way in ways], len(at)) & (many.sharding != ZERO2)
     return many if all(way.zero2 for way in ways) else many.take(~twice)
@@ -205,6 +242,7 @@ class _Asked:
     global_batch: int
     tokens: int
     domain: int
+    staged: bool
     limits: Limits
 
     def passes(self) -> dict[str, Array]:
@@ -251,6 +289,10 @@ class _Asked:
         even = (near == np.floor(near)) & (near > 1) & (near < replicas)
         hsdp = of["sharding"] == DIVIDED.index("hsdp")
         good = ~again & (ranks % (of["ep"] * of["etp"]) == 0)
+        if not self.staged:
+            good &= (of["pp"] == 1) | (
+                (of["sharding"] == DIVIDED.index("zero1")) & (limits.sharding != "zero2")
+            )
         good &= ~hsdp | (even & (replicas % np.maximum(near, 1.0) == 0))
         return {name: column[good] for name, column in of.items()}
 
