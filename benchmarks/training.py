@@ -3,6 +3,7 @@
     python -m benchmarks.training                 what README and docs/explanation/scorecard.md quote
     python -m benchmarks.training --fit           fits the constants anew and writes src/rackscale/sizing/fitted.toml
     python -m benchmarks.training --speed         layouts per second, and a whole answer with start-up
+    python -m benchmarks.training --ablate        what the fit loses when a constant is held at its prior
 
 Reads ../shared/data/training/measured.csv, or the file that --data names. Needs SciPy (the extra "calibrate").
 """
@@ -17,11 +18,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from rackscale import models
 from rackscale.sizing import bands, calibration
 from rackscale.sizing.calibration import Errors, Problem
+from rackscale.sizing.constants import constants
 from rackscale.sizing.layout import Array
 from rackscale.sizing.measurements import Measurement, groups, read
 from rackscale.sizing.memory import OUT, memory, verdicts
@@ -94,6 +97,22 @@ def larger(problem: Problem) -> None:
         some = problem.take(many)
         ratio = some.predict(calibration.logs_of(values)).seconds / some.seconds
         print(line(f"{least}+ GPUs, by a fit to fewer", calibration.errors(ratio)))
+
+
+def ablation(problem: Problem) -> None:
+    """Each constant held at its prior in turn, the others fitted anew: how much worse do seen rows come out?"""
+    known, base = constants(), calibration.fit(problem)
+    seconds = problem.predict(calibration.logs_of(base)).seconds / problem.seconds
+    print(line("all fitted", calibration.errors(seconds)))
+    found = []
+    for name, constant in known.items():
+        known[name] = msgspec.structs.replace(constant, spread=1e-4)
+        values = calibration.fit(problem, guess=base | {name: constant.start})
+        known[name] = constant
+        ratio = problem.predict(calibration.logs_of(values)).seconds / problem.seconds
+        found.append((calibration.errors(ratio), name, constant.start, base[name]))
+    for errors_, name, start, fitted in sorted(found, key=lambda one: -one[0].p90):
+        print(line(f"{name} at {start:.4g}, not {fitted:.4g}", errors_))
 
 
 def tables(rows: list[Measurement], ratio: Array) -> None:
@@ -197,6 +216,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--ablate", action="store_true")
     args = parser.parse_args()
     if args.speed:
         speed()
@@ -207,6 +227,9 @@ def main() -> None:
         fit(rows)
         return
     problem = calibration.problem(rows)
+    if args.ablate:
+        ablation(problem)
+        return
     errors(rows, problem)
     ranking(rows, problem)
     remembered(rows)
