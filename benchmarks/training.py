@@ -82,6 +82,18 @@ def errors(rows: list[Measurement], problem: Problem) -> None:
         print(line(f"held out by {name}, complete", calibration.errors(held[full])))
         if name == "model":
             tables(rows, held)
+    larger(problem)
+
+
+def larger(problem: Problem) -> None:
+    """Rows of many GPUs, by constants fitted to rows of fewer."""
+    gpus = np.array([row.layout.gpus for row in problem.rows])
+    for least in (256, 512, 1024):
+        many = gpus >= least
+        values = calibration.fit(problem.take(~many))
+        some = problem.take(many)
+        ratio = some.predict(calibration.logs_of(values)).seconds / some.seconds
+        print(line(f"{least}+ GPUs, by a fit to fewer", calibration.errors(ratio)))
 
 
 def tables(rows: list[Measurement], ratio: Array) -> None:

@@ -17,11 +17,24 @@ from rackscale.models.description import Model
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layouts
 from rackscale.sizing.memory import kept_of
-from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe
+from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe, fuses_experts
 from rackscale.sizing.work import BF16, Product, Work, head_work, layers_of, tokens_of, works_of
 
 TILE = 128.0
 """Keys that a tile of flash attention computes beyond a window's edge."""
+BACK_CORE = 2.5
+"""Flash attention's backward pass against its forward one: five products, the scores again among them, against two
+(Dao, arXiv:2307.08691). A state space's chunks are taken to be alike (assumed)."""
+BACK_MOVED = 1.6
+"""Bytes that memory-bound kernels move going backward against forward (assumed): a norm reads its input, its output's
+gradient and the residual's (5 passes or 6 against 5), an activation three tensors and writes two (5 against 3)."""
+BACK_APART = 2.0
+"""The same of an activation whose elementwise kernels run apart (assumed): each derivative reads what went in, too."""
+PRODUCTS = 3.0
+"""Kernels per product and expert: forward, and the gradients of its input and its weights."""
+SPARE_HEAD = 0.3
+"""How much of the head adds to the slowest stage where a layer's place is left free for it (assumed: it takes the time
+of about one layer of a large model, and more of a small one)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,14 +134,7 @@ class _Pricer:
 
     def __init__(self, model: Model, at: Layouts, recipe: Recipe, total: Parts) -> None:
         self.model, self.at, self.recipe, self.total = model, at, recipe, total
-        experts = experts_of(model)
-        self.fused = (
-            experts is not None
-            and experts.gated
-            and not experts.clamped
-            and recipe.year >= FUSED_EXPERTS
-            and recipe.precision == "mxfp8"
-        )
+        self.fused = fuses_experts(recipe, experts_of(model))
         self.again = dict(zip(MODULES, at.again, strict=True))
         vocabulary = (2.0 - model.tied_embeddings) * model.vocab * model.hidden
         self.own: Array = vocabulary / at.tp / at.pp
@@ -152,7 +158,7 @@ class _Pricer:
         total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + self.at.full / 2.0)
         if not self.recipe.drops:
             twice = 2.0 if self.recipe.is_low else 1.0
-            total.kernels_experts += (3.0 + self.at.full) * count * work.expert_kernels * twice
+            total.kernels_experts += (PRODUCTS + self.at.full) * count * work.expert_kernels * twice
         self.tensor_messages(work, count)
         self.context_messages(work, count)
         self.expert_messages(work, count)
@@ -213,7 +219,7 @@ class _Pricer:
                 self.total.cast_f += self.bytes_seconds(rows * (p.k + p.n) * each)
             else:
                 self.total.cast_experts += self.bytes_seconds(rows * (p.k + p.n) * each)
-                self.total.pieces += count * p.groups * 3.0
+                self.total.pieces += count * p.groups * PRODUCTS
         else:
             self.total.cast_f += self.bytes_seconds(rows * p.k * each)
             self.total.cast_b += self.bytes_seconds(rows * p.n * each)
@@ -239,13 +245,11 @@ class _Pricer:
             share = (core.pairs + tiles) / (at.micro_batch * at.tokens * at.document / 2.0)
             seconds = count * ((whole - start) * np.minimum(share, 1.0) + start)
             total.core_f += seconds
-            total.core_b += (
-                2.5 * seconds
-            )  # flash attention's backward has five products, the scores among them again
+            total.core_b += BACK_CORE * seconds
             total.again_core += seconds * self.redone("attention")
         scan = count * (work.scan_flops / recipe.peak_bf16 + self.bytes_seconds(work.scan_bytes))
         total.scan_f += scan
-        total.scan_b += 2.5 * scan + scan * self.redone("attention")
+        total.scan_b += BACK_CORE * scan + scan * self.redone("attention")
 
     def moved(self, work: Work, count: Array) -> None:
         """Memory-bound kernels; what has no module, in a layer of experts, is the routing of tokens."""
@@ -258,12 +262,12 @@ class _Pricer:
                 total.routing_b += seconds
             else:
                 total.moved_f += seconds
-                total.moved_b += 1.6 * seconds
+                total.moved_b += BACK_MOVED * seconds
             total.again_moved += seconds * self.redone(module)
         if self.recipe.year < FUSED_EXPERTS:
             apart = count * self.bytes_seconds(work.unfused)
             total.moved_f += apart
-            total.moved_b += 2.0 * apart
+            total.moved_b += BACK_APART * apart
 
     def offloaded(self, work: Work, count: Array) -> None:
         """What the backward pass needs of some layers waits in host memory."""
@@ -367,6 +371,12 @@ class _Pricer:
         seconds = self.bytes_seconds(work.moved[""])
         total.head_f += seconds
         total.head_b += seconds
+        # the embedding's sums are scattered and the head's inputs gathered, going backward the other way round
+        hidden = tokens_of(self.at) * self.model.hidden * BF16
+        local = np.minimum(self.at.tp, self.at.domain)
+        gather = self.message("all_gather", hidden, self.at.tp, local)
+        scatter = self.message("reduce_scatter", hidden, self.at.tp, local)
+        total.tp_bare += 2.0 * (gather + scatter) / self.at.pp
 
     def step(self) -> None:
         """Data parallelism and the optimizer.
@@ -431,7 +441,7 @@ class _Pricer:
         full = np.ceil(depth / chunks - 1e-9)
         spare = full * chunks - depth
         self.total.layers += np.where(at.pp > 1, full * chunks / depth, 1.0)
-        self.total.head_share += np.where((at.pp > 1) & (spare >= 1.0), 0.3, 1.0)
+        self.total.head_share += np.where((at.pp > 1) & (spare >= 1.0), SPARE_HEAD, 1.0)
 
 
 def _reached(places: Array, active: int) -> Array:

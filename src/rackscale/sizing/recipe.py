@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from rackscale import catalog, collectives
 from rackscale.errors import RackscaleError
+from rackscale.models.description import Experts
 
 Precision: TypeAlias = Literal["bf16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
 Task: TypeAlias = Literal["pretrain", "sft", "lora"]
@@ -227,3 +228,9 @@ class Recipe:
     def update_bytes(self) -> float:
         """Memory traffic of the optimizer per parameter."""
         return _UPDATE[self.optimizer]
+
+
+def fuses_experts(recipe: Recipe, experts: Experts | None) -> bool:
+    """Whether experts' products quantise and activate in their own kernels: MXFP8 on Blackwell, gated, unclamped."""
+    plain = experts is not None and experts.gated and not experts.clamped
+    return plain and recipe.year >= FUSED_EXPERTS and recipe.precision == "mxfp8"
