@@ -14,7 +14,7 @@ from rackscale import models
 from rackscale.sizing.layout import Layout, Layouts
 from rackscale.sizing.parts import Parts, parts
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import Limits, candidates
+from rackscale.sizing.search import Limits, divisions
 
 SYSTEM, GPUS, DOMAIN = "gb200-nvl72", 512, 64
 MESSAGES = ("tp_f", "ring_f", "swap", "ep_far", "hop", "gather", "scatter", "step_reduce", "step_gather")
@@ -22,7 +22,7 @@ MODELS = ("llama3.1-70b", "deepseek-v3-671b")
 
 
 def at(name: str) -> Layouts:
-    return candidates(
+    return divisions(
         models.model(name),
         gpus=GPUS,
         global_batch=GPUS,

@@ -21,7 +21,7 @@ from rackscale.sizing.layout import FULL, SHARDINGS, Layout, Layouts
 from rackscale.sizing.memory import CLOSE, FITS, Memory, memory
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import Recipe
-from rackscale.sizing.search import candidates, factors, price
+from rackscale.sizing.search import Limits, candidates, factors, price
 from rackscale.sizing.space import RECOMPUTE
 from rackscale.sizing.step import Step, step
 
@@ -193,7 +193,12 @@ def test_dividing_experts_divides_what_they_keep(layout: Layout, system: str, wa
 @given(model=models_, system=systems, more=st.floats(1.01, 4.0))
 def test_more_memory_never_makes_the_best_slower(model: Model, system: str, more: float) -> None:
     at = candidates(
-        model, gpus=64, global_batch=128, tokens=4096, domain=min(64, Recipe(system=system).hardware.gpus)
+        model,
+        gpus=64,
+        global_batch=128,
+        tokens=4096,
+        domain=min(64, Recipe(system=system).hardware.gpus),
+        limits=Limits(recompute=FULL),
     )
     small, large = Recipe(system=system), Recipe(system=system)
     chip = small.hardware.accelerator

@@ -136,15 +136,8 @@ def size(
     constants of a user's calibration. Raises ValueError where no layout divides the job evenly.
     """
     near = domain_gpus(recipe.system, gpus) if domain is None else domain
-    at = divisions(
-        model,
-        gpus=gpus,
-        global_batch=global_batch,
-        tokens=tokens,
-        domain=near,
-        family=recipe.family,
-        limits=limits,
-    )
+    asked = {"gpus": gpus, "global_batch": global_batch, "tokens": tokens, "domain": near}
+    at = divisions(model, **asked, family=recipe.family, limits=limits)
     if not len(at):
         raise ValueError(_undivided(gpus, global_batch))
     ways = savings(model, chip=recipe.chip, family=recipe.family, limits=limits)
