@@ -31,6 +31,10 @@ COLUMNS = [
     "framework",
     "tokens_per_s_per_gpu",
     "step_time_s",
+    "model_tflops_per_gpu",
+    "cuda_graph",
+    "comm_overlap",
+    "moe_routing",
     "layers",
     "offload",
     "nic_gbps_per_gpu",
@@ -175,7 +179,7 @@ def test_a_domain_of_many(tmp_path: Path) -> None:
         ({"tp": "", "pp": ""}, ["tp is missing", "pp is missing"]),
         ({"tp": "four"}, ["tp: 'four' is not a number"]),
         ({"precision": "int3"}, ["precision: 'int3' is unknown"]),
-        ({"step_time_s": ""}, ["neither step_time_s nor tokens_per_s_per_gpu is given"]),
+        ({"step_time_s": ""}, ["none of step_time_s, tokens_per_s_per_gpu, model_tflops_per_gpu is given"]),
         ({"step_time_s": "-1"}, ["step_time_s: '-1' is not above 0"]),
         (
             {"step_time_s": "0", "tokens_per_s_per_gpu": "0"},
@@ -239,3 +243,52 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read(tmp_path / "none.csv")
     with pytest.raises(DocumentError, match="is a directory"):
         read(tmp_path)
+
+
+def test_model_flops_are_turned_into_seconds_as_their_year_counted_them(tmp_path: Path) -> None:
+    """Llama 3.1 70B: 4.6e11 FLOPs per token of 8,192; all pairs of attention counted until 2024."""
+    new = one(tmp_path, step_time_s="", model_tflops_per_gpu="700")
+    old = one(tmp_path, step_time_s="", model_tflops_per_gpu="700", source_date="2024-06-01")
+    per_token = new.seconds * 700e12 * 64 / (128 * 8192)
+    assert per_token == pytest.approx(4.55e11, rel=0.02)
+    assert old.seconds / new.seconds == pytest.approx(1.07, abs=0.01)
+    assert "step_time_s" in new.assumed
+
+
+@pytest.mark.parametrize(
+    ("told", "graphs", "dispatcher", "overlaps", "drops"),
+    [
+        ({}, "layers", "once", False, False),
+        ({"cuda_graph": "none"}, "none", "once", False, False),
+        ({"cuda_graph": "full_iteration:"}, "step", "once", False, False),
+        ({"comm_overlap": "dispatcher=deepep;moe_a2a_overlap=True"}, "layers", "once", True, False),
+        ({"comm_overlap": "moe_a2a_overlap=False"}, "layers", "alltoall", False, False),
+        ({"source_date": "2024-11-01"}, "layers", "alltoall", False, False),
+        ({"moe_routing": "token-drop"}, "layers", "once", False, True),
+        ({"moe_routing": "force-balanced dropless"}, "layers", "once", False, False),
+    ],
+)
+def test_what_the_software_did_is_read(  # noqa: PLR0917
+    tmp_path: Path, told: dict[str, str], graphs: str, dispatcher: str, overlaps: bool, drops: bool
+) -> None:
+    recipe = one(tmp_path, model="qwen3-30b-a3b", tp="1", pp="1", cp="1", ep="8", vp="", **told).recipe
+    assert (recipe.graphs, recipe.dispatcher, recipe.overlaps_ep, recipe.drops) == (
+        graphs, dispatcher, overlaps, drops
+    )  # fmt: skip
+
+
+def test_who_overlaps_tensor_parallel_messages(tmp_path: Path) -> None:
+    """NeMo's recipes do; Megatron-LM and torchtitan only where the table says so."""
+    assert one(tmp_path).recipe.overlaps_tp
+    assert not one(tmp_path, comm_overlap="tp_overlap=none").recipe.overlaps_tp
+    assert not one(tmp_path, framework="torchtitan").recipe.overlaps_tp
+    assert one(tmp_path, framework="torchtitan", comm_overlap="async_tp").recipe.overlaps_tp
+    assert not one(tmp_path, framework="Megatron-LM").recipe.overlaps_tp
+
+
+def test_as_few_layers_as_will_do_are_computed_again_where_a_table_leaves_it_open(tmp_path: Path) -> None:
+    told = {"recompute": "", "seq_len": "4096", "dp_type": "fsdp", "vp": "", "micro_batch_size": "2"}
+    open_ = one(tmp_path, tp="1", pp="1", cp="1", precision="bf16", framework="nemo 24.11", **told)
+    assert open_.layout.recompute == {"layer"}
+    assert 0.0 < open_.layout.recomputed < 1.0
+    assert "recompute" in open_.assumed

@@ -21,6 +21,7 @@ from rackscale import catalog, models
 from rackscale.errors import DocumentError, UnknownNameError, did_you_mean
 from rackscale.models.description import Model
 from rackscale.sizing.experts import experts_of
+from rackscale.sizing.flops import HALVED, flops_per_token
 from rackscale.sizing.layout import FULL, Layout, Layouts, Sharding
 from rackscale.sizing.memory import TIGHT, Memory
 from rackscale.sizing.memory import memory as memory_of
@@ -212,7 +213,7 @@ def _measurement(row: str, of: _Fields) -> Measurement | None:
     model = _model(of)
     gpus, batch, tokens = of.count("num_gpus"), of.count("global_batch_size"), of.count("seq_len")
     layout = _layout(of, model, gpus, batch, system)
-    seconds = _seconds(of, gpus, batch, tokens)
+    seconds = _seconds(of, model, gpus, batch, tokens)
     if (date := of.text("source_date")) and re.match(DATE, date) is None:
         of.reasons.append(f"source_date: {date!r} is not a date such as 2026-06")
     if system is None or precision is None or model is None or seconds is None or of.reasons:
@@ -456,13 +457,23 @@ def _year(text: str) -> float:
     return int(found[1]) + (int(found[2] or 7) - 0.5) / 12.0
 
 
-def _seconds(of: _Fields, gpus: int, batch: int, tokens: int) -> float | None:
-    seconds, speed = of.positive("step_time_s"), of.positive("tokens_per_s_per_gpu")
-    if not of.text("step_time_s") and not of.text("tokens_per_s_per_gpu"):
-        of.reasons.append("neither step_time_s nor tokens_per_s_per_gpu is given")
-    if seconds is not None or speed is None:
+def _seconds(of: _Fields, model: Model | None, gpus: int, batch: int, tokens: int) -> float | None:
+    """As told, or from tokens per second and GPU, or from model FLOPs (whose count differs by publisher)."""
+    names = ("step_time_s", "tokens_per_s_per_gpu", "model_tflops_per_gpu")
+    seconds, speed, tflops = (of.positive(name) for name in names)
+    if not any(map(of.text, names)):
+        of.reasons.append(f"none of {', '.join(names)} is given")
+    if seconds is not None:
         return seconds
-    return batch * tokens / (speed * gpus)
+    if speed is not None:
+        return batch * tokens / (speed * gpus)
+    if tflops is None or model is None:
+        return None
+    of.assumed.append("step_time_s")
+    flops = flops_per_token(
+        model, tokens, trains_all=of.text("task") != "lora", all_pairs=_year(of.text("source_date")) < HALVED
+    )
+    return batch * tokens * flops / (tflops * 1e12 * gpus)
 
 
 def groups(rows: list[Measurement], key: Callable[[Measurement], str]) -> Iterator[tuple[str, list[int]]]:
