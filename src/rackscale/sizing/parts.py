@@ -144,6 +144,7 @@ class _Pricer:
         vocabulary = (2.0 - model.tied_embeddings) * model.vocab * model.hidden
         self.own: Array = vocabulary / at.tp / at.pp
         self.routed: Array = np.zeros(len(at))
+        self.newton: Array = np.zeros(len(at))
 
     def layer(self, work: Work, count: Array) -> None:
         """`count` layers' part of an average stage."""
@@ -189,6 +190,8 @@ class _Pricer:
                 if p.groups is None
                 else self._product(m, p.k, p.n, p.groups, precision)
             )
+        if self.recipe.optimizer == "muon":
+            self.newton = self.newton + count * _newton_schulz(p)
         if p.groups is not None:
             self.routed = self.routed + p.weights * count
             total.grouped_f += forward
@@ -438,6 +441,8 @@ class _Pricer:
         divided = np.where(replicated, 1.0, shard)
         states = self.own / divided + self.routed / np.minimum(divided, self.expert_ranks())
         total.step_update += self.bytes_seconds(states * recipe.trained * recipe.update_bytes)
+        # each rank orthogonalises its share of the matrices
+        total.step_update += recipe.trained * self.newton / divided / recipe.peak_bf16
 
     def expert_ranks(self) -> Array:
         at = self.at
@@ -469,3 +474,11 @@ class _Pricer:
 def _reached(places: Array, active: int) -> Array:
     """Chance that a place holds one of a token's experts, drawn evenly."""
     return 1.0 - (1.0 - 1.0 / places) ** active
+
+
+def _newton_schulz(p: Product) -> Array:
+    """FLOPs of Muon's five Newton-Schulz iterations over a weight of m x n, m the smaller: X X', its square, their
+    product with X (Jordan et al., 2024, kellerjordan.github.io/posts/muon)."""
+    small, large = np.minimum(p.n, p.k), np.maximum(p.n, p.k)
+    each = 5.0 * (4.0 * small * small * large + 2.0 * small**3)
+    return np.asarray(each * (1.0 if p.groups is None else p.groups))
