@@ -11,7 +11,6 @@ from rackscale.kernels.times import (
     attention_seconds,
     gemm_seconds,
     grouped_gemm_seconds,
-    launch_s,
     memory_seconds,
 )
 
@@ -28,6 +27,5 @@ __all__ = [
     "gemm_seconds",
     "grouped_gemm_seconds",
     "kernels",
-    "launch_s",
     "memory_seconds",
 ]

@@ -83,11 +83,6 @@ def memory_seconds(*, nbytes: Number, chip: str, kernels: Kernels | None = None)
     return np.asarray(np.asarray(nbytes, float) / used.hbm_bytes_per_s + used.launch_s)
 
 
-def launch_s(chip: str, *, kernels: Kernels | None = None) -> float:
-    """What a kernel costs beyond its work, s."""
-    return (kernels or measured()).chip(chip).memory.launch_s
-
-
 def _product(curve: Curve, m: Number, n: Number, k: Number) -> Array:
     m, n, k = np.asarray(m, float), np.asarray(n, float), np.asarray(k, float)
     compute = (m + curve.lost_m) * (n + curve.lost_n) * (k + curve.lost_k) * (2.0 / curve.flop_per_s)

@@ -42,14 +42,23 @@ def _text(filename: str) -> str:
 
 def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ...]]:
     """Which constants play which part for `recipe`; a part's factor is the product of its constants."""
-    arch, family, precision = recipe.architecture, recipe.family, recipe.precision
-    chip = {"H100": "", "B200": "", "A100-80GB": ""}.get(recipe.chip, recipe.chip)
-    every = ((f"chip.{chip}",) if f"chip.{chip}" in constants() else ()) + (
-        ("plain",) if family == "plain" else ()
-    )
-    software = (
-        "torch" if family in {"torch", "maxtext"} else "composer" if family == "composer" else "megatron"
-    )
+    return _of_computing(recipe) | _of_messages(recipe) | _of_software(recipe, experts)
+
+
+def _software(recipe: Recipe) -> str:
+    """Whose kernels run."""
+    return {"torch": "torch", "maxtext": "torch", "composer": "composer"}.get(recipe.family, "megatron")
+
+
+def _generation(recipe: Recipe) -> str:
+    """Blackwell, or Hopper and before."""
+    return "blackwell" if recipe.architecture == "blackwell" else "hopper"
+
+
+def _of_computing(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    arch, precision = recipe.architecture, recipe.precision
+    chip = () if f"chip.{recipe.chip}" not in constants() else (f"chip.{recipe.chip}",)
+    every = (*chip, *(("plain",) if recipe.family == "plain" else ()))
     high = "clock.ampere" if arch == "ampere" else f"clock.{arch}.bf16"
     low = {
         "ampere": "clock.ampere",
@@ -59,7 +68,7 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
     core = (
         *every,
         *(() if arch == "ampere" else (f"core.{arch}",)),
-        *(("core.composer",) if software == "composer" else ()),
+        *(("core.composer",) if recipe.family == "composer" else ()),
     )
     cast = {"mxfp8": "cast.mx", "fp8-block": "cast.mx", "nvfp4": "cast.nvfp4"}.get(precision, "cast.low")
     return {
@@ -68,17 +77,21 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "grouped": (*every, low if recipe.is_low else high),
         "core": core,
         "core_back": (*core, "core.back"),
-        "scan": (*every, f"scan.{'blackwell' if arch == 'blackwell' else 'hopper'}"),
-        "moved": (f"memory.{software}",),
+        "scan": (*every, f"scan.{_generation(recipe)}"),
+        "moved": (f"memory.{_software(recipe)}",),
         "cast": (cast,),
         "cast_experts": (cast, "cast.experts"),
         "piece": ("piece",),
         "routing": ("routing",),
-        "launch": ("launch",),
-        "graph": ("launch.graph",) if recipe.graphs != "none" else (),
-        "each_expert": ("launch.graph",) if recipe.graphs == "step" else (),
         "kernel": ("kernel",),
-        "tp": () if not recipe.overlaps_tp else ("tp.megatron",) if software == "megatron" else ("tp.torch",),
+        "update": ("update",),
+    }
+
+
+def _of_messages(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    beside = "tp.megatron" if _software(recipe) == "megatron" else "tp.torch"
+    return {
+        "tp": (beside,) if recipe.overlaps_tp else (),
         "ring": ("ring",),
         "ep": ("ep",),
         "ep_far": ("ep.far",),
@@ -88,11 +101,17 @@ def roles(recipe: Recipe, *, experts: Experts | None) -> dict[str, tuple[str, ..
         "window": ("dp.window",),
         "fsdp": ("fsdp.window",),
         "drag": ("fsdp.drag",),
-        "update": ("update",),
+    }
+
+
+def _of_software(recipe: Recipe, experts: Experts | None) -> dict[str, tuple[str, ...]]:
+    generation = _generation(recipe)
+    return {
+        "launch": ("launch",),
+        "graph": ("launch.graph",) if recipe.graphs != "none" else (),
+        "each_expert": ("launch.graph",) if recipe.graphs == "step" else (),
         "jitter": ("jitter",),
         "fixed": ("fixed.graph",) if recipe.graphs == "step" else ("fixed",),
-        "pace": ("pace.blackwell" if arch == "blackwell" else "pace.hopper",),
-        "pace_experts": (f"pace.experts.{'blackwell' if arch == 'blackwell' else 'hopper'}",)
-        if experts
-        else (),
+        "pace": (f"pace.{generation}",),
+        "pace_experts": (f"pace.experts.{generation}",) if experts else (),
     }

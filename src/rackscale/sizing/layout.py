@@ -34,7 +34,6 @@ SAME = (
 """Fields of a Layout that are the same as a column of Layouts."""
 FULL = frozenset({"layer"})
 """Keep nothing but a layer's input."""
-SELECTIVE = frozenset({"attention"})
 
 
 class Layout(Struct, frozen=True, kw_only=True):

@@ -19,7 +19,6 @@ from rackscale.sizing.recipe import NEWEST, Recipe
 Basis: TypeAlias = Provenance | Literal["given"]
 """Where an input comes from; given: by whoever asked."""
 
-OURS = "rackscale's own choice"
 PUBLISHED = "published training runs"
 
 
