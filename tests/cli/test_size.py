@@ -445,3 +445,13 @@ def test_the_software_is_an_input_that_moves_results() -> None:
     assert slow > fast * 1.01
     error = rackscale(*job, "--graphs", "full", code=2).err
     assert "say step" in error
+
+
+def test_numbers_and_words_are_taken_as_they_are_printed() -> None:
+    """Thousands as the answer writes them, words in capitals."""
+    found = rackscale(
+        "size", "llama3.1-8b", "--system", "P5", "--gpus", "1,024", "--precision", "FP8", "--json"
+    ).json
+    assert found["gpus"] == 1024
+    wrong = rackscale("size", "llama3.1-8b", "--system", "p5", "--gpus", "1,02", code=2)
+    assert "--gpus '1,02' is not a number" in wrong.err

@@ -27,8 +27,9 @@ class Values:
             raise typer.BadParameter("\n".join(self.problems))
 
     def number(self, option: str, text: str) -> float:
-        """15T, 1.5B, 4k (4,000), 2_304 or 8192; above 0."""
-        found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmbgt]?)\s*", text.lower())
+        """15T, 1.5B, 4k (4,000), 2_304, 2,304 or 8192; above 0."""
+        plain = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text.lower())
+        found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmbgt]?)\s*", plain)
         value = 0.0 if found is None else float(found[1]) * SCALES[found[2]]
         if value > 0 and isfinite(value):
             return value
@@ -54,7 +55,7 @@ class Values:
     ) -> T:
         """One of `known`; `meant`: what others call them, for the hint."""
         for one in known:
-            if one == text:
+            if one == text.lower():
                 return one
         other = (meant or {}).get(text.lower())
         hint = f"say {other}" if other else did_you_mean(text.lower(), known)
