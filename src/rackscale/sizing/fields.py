@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -13,6 +15,16 @@ from typing import Any, TypeVar
 from rackscale.errors import did_you_mean
 
 T = TypeVar("T")
+
+MOST = {"num_gpus": 10_000_000, "seq_len": 100_000_000}
+"""What counts may be at most: far beyond what anybody trains with, and where arithmetic is still exact."""
+MOST_ELSE = 10_000_000
+RANGE = (1e-6, 1e12)
+"""Of what is measured, in the units of its column."""
+DATE = r"(\d{4})(?:-(\d{2})(?:-\d{2})?)?"
+"""A year, its month, its day."""
+OLDEST = 2015
+"""Year of the oldest software that can be meant: nothing older trained what is modelled here."""
 
 
 @dataclass(slots=True)
@@ -42,10 +54,11 @@ class Fields:
         return default
 
     def positive(self, name: str) -> float | None:
-        value = self.number(name)
-        if value is None or value > 0:
+        value, (least, most) = self.number(name), RANGE
+        if value is None or least <= value <= most:
             return value
-        self.reasons.append(f"{name}: {self.text(name)!r} is not above 0")
+        told = "above 0" if value <= 0 else f"between {least:g} and {most:g}"
+        self.reasons.append(f"{name}: {self.text(name)!r} is not {told}")
         return None
 
     def count(self, name: str, default: int | None = None, *, matters: bool = False) -> int:
@@ -58,7 +71,24 @@ class Fields:
         if value < 1 or value != int(value):
             self.reasons.append(f"{name}: {value:g} is not a whole number of at least 1")
             return 1
+        if value > (most := MOST.get(name, MOST_ELSE)):
+            self.reasons.append(f"{name}: {value:g} is above {most:,}, the most that is read")
+            return 1
         return int(value)
+
+    def date(self, name: str) -> float | None:
+        """A year and its fraction, the middle of the month (or year); None: it is left open, or no date."""
+        if not (text := self.text(name)):
+            return None
+        newest = datetime.now(UTC).year + 1
+        found = re.fullmatch(DATE, text)
+        if found is None or not 1 <= (month := int(found[2] or 7)) <= 12:
+            self.reasons.append(f"{name}: {text!r} is not a date such as 2026-06")
+        elif not OLDEST <= (year := int(found[1])) <= newest:
+            self.reasons.append(f"{name}: {text!r} is not of a year from {OLDEST} to {newest}")
+        else:
+            return year + (month - 0.5) / 12.0
+        return None
 
     def known(self, name: str, words: Mapping[str, T], default: str | None = None) -> T | None:
         text = self.text(name) or (default or "")

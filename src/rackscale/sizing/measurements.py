@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,12 +17,14 @@ from rackscale.sizing.flops import HALVED, flops_per_token
 from rackscale.sizing.layout import FULL, Layout, Layouts
 from rackscale.sizing.memory import TIGHT, Memory
 from rackscale.sizing.memory import memory as memory_of
-from rackscale.sizing.recipe import Precision, Recipe
+from rackscale.sizing.recipe import NEWEST, Precision, Recipe
 from rackscale.sizing.segments import domain_gpus
-from rackscale.sizing.stated import DATE, layout_of, model_of, recipe_of, year_of
+from rackscale.sizing.stated import layout_of, model_of, recipe_of, unmeasured
 
 NEEDED = ("system", "model", "num_gpus", "global_batch_size", "seq_len")
 """Columns without which no row can be read."""
+TIMES = ("step_time_s", "tokens_per_s_per_gpu")
+"""Columns that say how long a step took, without a count of FLOPs between."""
 SHARES = 8
 """Parts of the layers whose recompute or offload is tried where a table leaves open what was kept."""
 
@@ -46,6 +47,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
     """GPUs of the job in one NVLink domain."""
     seconds: float
     """Of the step, as measured."""
+    from_flops: bool = False
+    """Whether `seconds` rest on our own count of model FLOPs: such a row is scored, but nothing is fitted to it."""
     memory_bytes: float | None
     assumed: tuple[str, ...]
     """Columns that the table leaves open, and that matter."""
@@ -126,20 +129,17 @@ def _measurement(row: str, of: Fields) -> Measurement | None:
     precision: Precision | None = of.known("precision", words["precisions"], "bf16")
     model = model_of(of)
     gpus, batch, tokens = of.count("num_gpus"), of.count("global_batch_size"), of.count("seq_len")
-    layout = layout_of(of, model, gpus, batch, system)
-    seconds = _seconds(of, model, gpus, batch, tokens)
-    if (date := of.text("source_date")) and re.match(DATE, date) is None:
-        of.reasons.append(f"source_date: {date!r} is not a date such as 2026-06")
-    if system is None or precision is None or model is None or seconds is None or of.reasons:
+    year = of.date("source_date") or NEWEST
+    layout = layout_of(of, model, gpus=gpus, batch=batch, system=system, year=year)
+    seconds = _seconds(of, model, gpus=gpus, batch=batch, tokens=tokens, year=year)
+    stated = of.positive("memory_gib")
+    if system is None or precision is None or model is None:
         return None
-    recipe = recipe_of(of, model, system, precision)
-    stated = of.number("memory_gib")
-    near = domain_gpus(system, gpus)
-    if of.text("recompute") in {"", "selective"}:
-        as_told = layout
-        layout = _least_recompute(model, layout, recipe, batch, tokens)
-        if layout != as_told:
-            of.assumed.append("recompute" if layout.sharding == as_told.sharding else "dp_type")
+    recipe = recipe_of(of, model, system, precision, year)
+    of.reasons += unmeasured(recipe, model)
+    if seconds is None or of.reasons:
+        return None
+    layout = _filled_in(of, model, layout, recipe, batch, tokens)
     return Measurement(
         row=row,
         source=of.text("source_id") or of.text("source"),
@@ -149,11 +149,22 @@ def _measurement(row: str, of: Fields) -> Measurement | None:
         recipe=recipe,
         global_batch=batch,
         tokens=tokens,
-        domain=near,
+        domain=domain_gpus(system, gpus),
         seconds=seconds,
+        from_flops=not any(map(of.text, TIMES)),
         memory_bytes=None if stated is None else stated * 2**30,
         assumed=tuple(of.assumed),
     )
+
+
+def _filled_in(of: Fields, model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
+    """With what the row leaves open of how memory is saved."""
+    if of.text("recompute") not in {"", "selective"}:
+        return layout
+    found = _least_recompute(model, layout, recipe, batch, tokens)
+    if found != layout:
+        of.assumed.append("recompute" if found.sharding == layout.sharding else "dp_type")
+    return found
 
 
 def _least_recompute(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
@@ -186,9 +197,11 @@ def _needs(model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int
     )
 
 
-def _seconds(of: Fields, model: Model | None, gpus: int, batch: int, tokens: int) -> float | None:
+def _seconds(
+    of: Fields, model: Model | None, *, gpus: int, batch: int, tokens: int, year: float
+) -> float | None:
     """As told, or from tokens per second and GPU, or from model FLOPs (whose count differs by publisher)."""
-    names = ("step_time_s", "tokens_per_s_per_gpu", "model_tflops_per_gpu")
+    names = (*TIMES, "model_tflops_per_gpu")
     seconds, speed, tflops = (of.positive(name) for name in names)
     if not any(map(of.text, names)):
         of.reasons.append(f"none of {', '.join(names)} is given")
@@ -203,7 +216,7 @@ def _seconds(of: Fields, model: Model | None, gpus: int, batch: int, tokens: int
         model,
         tokens,
         trains_all=of.text("task") != "lora",
-        all_pairs=year_of(of.text("source_date")) < HALVED,
+        all_pairs=year < HALVED,
     )
     return batch * tokens * flops / (tflops * 1e12 * gpus)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import gcd
 
 import msgspec
 
-from rackscale import catalog, models
-from rackscale.errors import DocumentError, UnknownNameError
+from rackscale import catalog, kernels, models
+from rackscale.errors import DocumentError, RackscaleError, UnknownNameError
 from rackscale.models.description import Model
+from rackscale.sizing.division import undivided
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.fields import Fields, columns
 from rackscale.sizing.layout import Layout, Sharding
 from rackscale.sizing.recipe import (
-    NEWEST,
+    PRECISIONS,
     Dispatcher,
     Family,
     Graphs,
@@ -25,25 +27,30 @@ from rackscale.sizing.recipe import (
     usual_overlap,
 )
 
-DATE = r"(\d{4})(?:-(\d{2}))?"
 SHARDED = ("ddp", "dist", "zero1", "zero2", "zero3", "fsdp", "hsdp", "none")
 """How values of `dp_type` begin."""
 PACKED_TOKENS = 512.0
 """Assumed mean length of the documents that NeMo's fine-tuning recipes pack (SQuAD)."""
+COLUMNS = {"virtual": "vp"}
+"""What tables call a degree, where the name differs."""
 
 
 def model_of(of: Fields) -> Model | None:
+    """With as many layers as the row says. None: there is a reason."""
     name = of.text("model")
     try:
         found = models.model(name)
     except (UnknownNameError, DocumentError) as error:
-        hint = getattr(error, "hint", None)
-        of.reasons.append(f"model: {error}" + (f" ({hint})" if hint else ""))
+        of.reasons.append(f"model: {_told(error)}")
         return None
     if "w/o MTP" in of.text("notes"):
         found = msgspec.structs.replace(found, mtp_layers=0)
     layers = of.count("layers", found.depth)
     return found if layers == found.depth else shortened(found, layers)
+
+
+def _told(error: RackscaleError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 def shortened(model: Model, depth: int) -> Model:
@@ -57,7 +64,10 @@ def shortened(model: Model, depth: int) -> Model:
     return msgspec.structs.replace(model, layers=tuple(k for k in kinds if k.count > 0), parameters=None)
 
 
-def layout_of(of: Fields, model: Model | None, gpus: int, batch: int, system: str | None) -> Layout:
+def layout_of(
+    of: Fields, model: Model | None, *, gpus: int, batch: int, system: str | None, year: float
+) -> Layout:
+    """As far as the row says it; `year` decides what is usual where it doesn't."""
     # tables of FSDP runs often leave out degrees that are 1
     alone = 1 if of.text("dp_type").lower().startswith("fsdp") else None
     tp, pp, cp = (
@@ -79,15 +89,11 @@ def layout_of(of: Fields, model: Model | None, gpus: int, batch: int, system: st
     if (text := of.text("dp_type")) and not text.lower().startswith(SHARDED):
         of.reasons.append(f"dp_type: {text!r} is unknown; say ddp+dist-optimizer, zero2, fsdp, hsdp or none")
     sharding, shard = _sharding(text, system)
-    # Megatron's own default divides experts as the rest is; Megatron Bridge's recipes, since 2025, don't
-    experts = None if model is None else experts_of(model)
-    # DeepEP is there to send tokens to experts: a table that names it and no degree divides them as far as it goes
-    usual = (
-        gcd(gpus, experts.count) if experts is not None and "deepep" in of.text("framework").lower() else 1
-    )
-    ep = of.count("ep", usual, matters=experts is not None)
-    etp = of.count("etp", tp if year_of(of.text("source_date")) < 2025.4 else 1)
     virtual = of.count("vp", _deepest(model, pp), matters=pp > 1)
+    ep, etp = _experts(of, model, gpus, usual_etp=tp if year < 2025.4 else 1)
+    degrees = {"tp": tp, "pp": pp, "virtual": virtual, "ep": ep, "etp": etp}
+    wrong = {} if model is None else undivided(model, **degrees)
+    of.reasons += [f"{COLUMNS.get(name, name)}: {degrees[name]}: {text}" for name, text in wrong.items()]
     return Layout(
         gpus=gpus,
         tp=tp,
@@ -102,6 +108,23 @@ def layout_of(of: Fields, model: Model | None, gpus: int, batch: int, system: st
         recompute=_recompute(of),
         offload=_offload(of, 80 if model is None else model.depth),
     )
+
+
+def _experts(of: Fields, model: Model | None, gpus: int, *, usual_etp: int) -> tuple[int, int]:
+    """Into how many parts experts are divided, and each of them.
+
+    Megatron's own default divides an expert as the rest is; Megatron Bridge's recipes, since 2025, don't.
+    """
+    experts = None if model is None else experts_of(model)
+    # DeepEP is there to send tokens to experts: a table that names it and no degree divides them as far as it goes
+    usual = (
+        gcd(gpus, experts.count) if experts is not None and "deepep" in of.text("framework").lower() else 1
+    )
+    ep = of.count("ep", usual, matters=experts is not None)
+    etp = of.count("etp", usual_etp if ep > 1 else 1)
+    if gpus % (ep * etp):
+        of.reasons.append(f"num_gpus: {gpus} is not a multiple of ep x etp = {ep * etp}")
+    return ep, etp
 
 
 def _deepest(model: Model | None, pp: int) -> int:
@@ -146,23 +169,24 @@ def _offload(of: Fields, depth: int) -> float:
     return 0.0 if found is None else min(int(found[1]) / depth, 1.0)
 
 
-def recipe_of(of: Fields, model: Model, system: str, precision: Precision) -> Recipe:
+def recipe_of(of: Fields, model: Model, system: str, precision: Precision, year: float) -> Recipe:
+    """As far as the row says it; the rest is what its framework did in that year."""
     family = _family(of)
     all_bf16 = "automodel" in of.text("framework").lower()
     task = of.text("task") or "pretrain"
-    nic = of.number("nic_gbps_per_gpu")
+    nic = of.positive("nic_gbps_per_gpu")
     precise = columns()["precise"].get(f"{model.name}.{precision}", {})
     return Recipe(
         system=system,
         precision=precision,
         task=_one_of(task, ("pretrain", "sft", "lora"), of),
         family=family,
-        year=year_of(of.text("source_date")),
+        year=year,
         graphs=_graphs(of),
         bf16_layers=precise.get("layers", 0.0),
         bf16_projections=precise.get("projections", False),
         drops="drop" in of.text("moe_routing").lower().replace("dropless", ""),
-        dispatcher=_dispatcher(of),
+        dispatcher=_dispatcher(of, year),
         overlaps_ep=bool(re.search(r"a2a_overlap=true|ep_overlap=on", of.text("comm_overlap").lower())),
         nic_bits_per_s=None if nic is None else nic * 1e9,
         overlaps_tp=_overlaps_tp(of, family),
@@ -180,13 +204,13 @@ def _overlaps_tp(of: Fields, family: Family) -> bool:
     return "tp_overlap=none" not in words and "tp_comm_overlap=false" not in words
 
 
-def _dispatcher(of: Fields) -> Dispatcher:
+def _dispatcher(of: Fields, year: float) -> Dispatcher:
     """What the table names; else what Megatron Bridge's recipes had then."""
     words = of.text("comm_overlap").lower() + of.text("framework").lower()
     if "deepep" in words or "hybridep" in words:
         return "once"
     told = "dispatcher" in words or "a2a_overlap" in words
-    return "alltoall" if told or year_of(of.text("source_date")) < 2025.6 else "once"
+    return "alltoall" if told or year < 2025.6 else "once"
 
 
 def _graphs(of: Fields) -> Graphs:
@@ -197,9 +221,12 @@ def _graphs(of: Fields) -> Graphs:
 
 
 def _family(of: Fields) -> Family:
-    words = columns()["families"]
+    words: dict[str, Family] = columns()["families"]
     framework = of.text("framework").lower()
-    return next((words[word] for word in words if word.lower() in framework), "megatron")
+    known = next((words[word] for word in words if word.lower() in framework), None)
+    if known is None:
+        of.assumed.append("framework")
+    return known or "megatron"
 
 
 def _one_of(text: str, tasks: tuple[Task, ...], of: Fields) -> Task:
@@ -210,8 +237,19 @@ def _one_of(text: str, tasks: tuple[Task, ...], of: Fields) -> Task:
     return "pretrain"
 
 
-def year_of(text: str) -> float:
-    found = re.match(DATE, text)
-    if found is None:
-        return NEWEST
-    return int(found[1]) + (int(found[2] or 7) - 0.5) / 12.0
+def unmeasured(recipe: Recipe, model: Model) -> list[str]:
+    """What the recipe needs and nobody measured: its chip, its network, its precision's kernels."""
+    try:
+        _ = recipe.architecture, recipe.network
+        chip = kernels.kernels().chip(recipe.chip)
+    except RackscaleError as error:
+        return [f"system: {_told(error)}"]
+    kinds = [chip.gemm] if experts_of(model) is None else [chip.gemm, chip.grouped]
+    if all(recipe.products in curves for curves in kinds):
+        return []
+    known = [
+        p for p in PRECISIONS if all(replace(recipe, precision=p).products in curves for curves in kinds)
+    ]
+    return [
+        f"precision: no {recipe.precision} products were measured on {chip.name}; {', '.join(known)} were"
+    ]
