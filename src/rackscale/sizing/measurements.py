@@ -139,7 +139,7 @@ def _measurement(row: str, of: Fields) -> Measurement | None:
     of.reasons += unmeasured(recipe, model)
     if seconds is None or of.reasons:
         return None
-    layout = _filled_in(of, model, layout, recipe, batch, tokens)
+    layout = _filled_in(of, model, layout, recipe, batch=batch, tokens=tokens)
     return Measurement(
         row=row,
         source=of.text("source_id") or of.text("source"),
@@ -157,7 +157,9 @@ def _measurement(row: str, of: Fields) -> Measurement | None:
     )
 
 
-def _filled_in(of: Fields, model: Model, layout: Layout, recipe: Recipe, batch: int, tokens: int) -> Layout:
+def _filled_in(
+    of: Fields, model: Model, layout: Layout, recipe: Recipe, *, batch: int, tokens: int
+) -> Layout:
     """With what the row leaves open of how memory is saved."""
     if of.text("recompute") not in {"", "selective"}:
         return layout
