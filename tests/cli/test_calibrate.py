@@ -114,3 +114,19 @@ def test_interrupted_it_ends_with_130_and_leaves_the_old_file(tmp_path: Path) ->
     assert "Traceback" not in err
     assert out.read_text("utf-8") == "old"
     assert {file.name for file in tmp_path.iterdir()} == {"rows.csv", "ours.toml"}
+
+
+def test_a_table_that_no_fleet_explains_gains_nothing(known: Path, tmp_path: Path) -> None:
+    """Every step in milliseconds: a fit would turn all constants to their ends and call that a gain."""
+    lines = known.read_text("utf-8").splitlines()
+    place = lines[0].split(",").index("step_time_s")
+    wrong = []
+    for line in lines[1:]:
+        cells = line.split(",")
+        cells[place] = str(float(cells[place]) * 1000.0)
+        wrong.append(",".join(cells))
+    table = tmp_path / "wrong.csv"
+    table.write_text("\n".join([lines[0], *wrong]) + "\n", "utf-8")
+    done = rackscale("calibrate", table, "--out", tmp_path / "ours.toml", code=1)
+    assert "check units, layouts and models" in done.out
+    assert not (tmp_path / "ours.toml").exists()

@@ -122,13 +122,22 @@ def test_a_faster_fabric_never_slows(model: Model, layout: Layout, system: str, 
     assert seconds(model, at, fast) <= seconds(model, at, slow) * (1 + 1e-9)
 
 
-@given(model=models_, layout=layouts(), system=systems, more=st.floats(1.01, 4.0))
-def test_a_faster_nvlink_never_slows(model: Model, layout: Layout, system: str, more: float) -> None:
+@given(
+    model=models_,
+    layout=layouts(),
+    system=systems,
+    more=st.floats(1.01, 4.0),
+    share=st.sampled_from([1, 2, 4, 8]),
+)
+def test_a_faster_nvlink_never_slows(
+    model: Model, layout: Layout, system: str, more: float, share: int
+) -> None:
+    assume(layout.gpus % share == 0)
     slow, fast = Recipe(system=system), Recipe(system=system)
     up = slow.network.up
     # facts come from the catalog: another network is put where the recipe keeps the one that it looked up
     vars(fast)["network"] = changed(slow.network, up=changed(up, bytes_per_s=up.bytes_per_s * more))
-    at = arrays(layout)
+    at = arrays(layout, domain=layout.gpus // share)
     assert seconds(model, at, fast) <= seconds(model, at, slow) * (1 + 1e-9)
 
 

@@ -20,6 +20,7 @@ from rackscale.sizing.recipe import (
     OPTIMIZERS,
     PRECISIONS,
     TASKS,
+    Precision,
     Recipe,
     usual_gradient_bytes,
     usual_overlap,
@@ -40,8 +41,6 @@ PRETRAIN_TOKENS, PRETRAIN_PARAMETERS = 2.0**22, 7e9
 """Of a step, of a model so large. See `step_tokens`."""
 MOST_PER_SEQUENCE = 32
 """GPUs: on more of them the usual batch grows, so that there are sequences to share out (assumed)."""
-USUAL_BF16 = {"nvfp4": 0.15}
-"""Share of layers that stay in BF16, by precision, where nothing is said."""
 RECOMPUTE = {"none": frozenset[str](), "full": FULL} | {module: frozenset({module}) for module in MODULES}
 OLDEST, AHEAD = 2020.0, 1.0
 """Years: of the oldest software that is sized, and by how much one may be ahead of the newest known."""
@@ -172,7 +171,7 @@ def question(asked: dict[str, Any]) -> Question:
     read.check()
 
     model, hardware = _named("model", asked["model"]), _named("system", asked["system"])
-    recipe = _recipe(asked, words, hardware, choices)
+    recipe = _recipe(asked, words, model, hardware, choices)
     _check(model, recipe, limits, gpus, asked["segment"])
     tokens, warnings = _sequence(model, tokens, choices)
     batch = _batch(model, batch, gpus, tokens, recipe, choices)
@@ -247,10 +246,10 @@ def _words(asked: dict[str, Any], read: Values) -> dict[str, Any]:
 
 
 def _recipe(
-    asked: dict[str, Any], words: dict[str, Any], hardware: catalog.System, choices: Choices
+    asked: dict[str, Any], words: dict[str, Any], model: Model, hardware: catalog.System, choices: Choices
 ) -> Recipe:
-    if asked["precision"] is None and hardware.accelerator.fp8_flop_per_s is not None:
-        words = words | {"precision": "fp8"}
+    if asked["precision"] is None:
+        words = words | {"precision": usual_precision(model, hardware)}
     year = NEWEST if asked["software_year"] is None else asked["software_year"]
     family, overlap, kept = words["framework"], asked["overlap_tp"], asked["bf16_layers"]
     recipe = Recipe(
@@ -266,7 +265,7 @@ def _recipe(
         overlaps_tp=usual_overlap(family) if overlap is None else overlap,
         overlaps_ep=asked["overlap_ep"],
         imbalance=1.0 if asked["imbalance"] is None else asked["imbalance"],
-        bf16_layers=USUAL_BF16.get(words["precision"], 0.0) if kept is None else kept,
+        bf16_layers=0.0 if kept is None else kept,
         leaf_gpus=asked["leaf"],
         oversubscription=asked["oversubscription"],
     )
@@ -275,10 +274,18 @@ def _recipe(
     return recipe
 
 
+def usual_precision(model: Model, hardware: catalog.System) -> Precision:
+    """Where nothing is said: one scale per tensor is quick for dense layers, and slow for many small experts."""
+    if hardware.accelerator.fp8_flop_per_s is None:
+        return "bf16"
+    blackwell = hardware.accelerator.fp4_flop_per_s is not None and hardware.accelerator.maker == "NVIDIA"
+    return "mxfp8" if blackwell and experts_of(model) is not None else "fp8"
+
+
 def _tell(recipe: Recipe, asked: dict[str, Any], choices: Choices) -> None:
     """What was chosen of a recipe, as inputs of the answer."""
     for name, value, why in (
-        ("precision", recipe.precision, "FP8 where the chip has it"),
+        ("precision", recipe.precision, "FP8 where the chip has it, MXFP8 for experts on Blackwell"),
         ("task", recipe.task, "most of what is trained on so many GPUs"),
         ("optimizer", recipe.optimizer, "the usual one"),
         ("framework", recipe.family, "what most measurements are of"),
@@ -290,11 +297,9 @@ def _tell(recipe: Recipe, asked: dict[str, Any], choices: Choices) -> None:
     ):
         choices.add(name.replace("_", " "), value, "", given=asked[name], why=why)
     if recipe.is_low:
-        why = (
-            "as NVFP4 was trained with (arXiv:2509.25149)"
-            if recipe.bf16_layers
-            else "as recipes for performance"
-        )
+        why = "as recipes for performance have it"
+        if recipe.precision == "nvfp4":
+            why += "; models that were trained in NVFP4 kept 0.15 (arXiv:2509.25149)"
         choices.add("BF16 layers", recipe.bf16_layers, "share", given=asked["bf16_layers"], why=why)
 
 

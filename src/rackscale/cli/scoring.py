@@ -37,10 +37,12 @@ def score(file: File, constants: Constants = None, json: JsonOption = False) -> 
     step_time_s, tokens_per_s_per_gpu, model_tflops_per_gpu (counted as NVIDIA's tables of that year count).
 
     Columns that matter where they are not the default: precision (bf16), micro_batch_size (1), cp, ep, etp (1), vp
-    (as deep as it goes), dp_type (ddp+dist-optimizer, fsdp, zero2, none), recompute (the least that fits), layers (the
-    model's), task (pretrain), framework (megatron), source_date (now), nic_gbps_per_gpu, offload, cuda_graph
-    (none, layers, full), comm_overlap (dispatcher=deepep|hybridep|alltoall, moe_a2a_overlap, tp_overlap=none),
-    moe_routing. Row_id, source_id and memory_gib are read too. Rows that can't be read are named with the reason.
+    (as deep as it goes), dp_type (ddp+dist-optimizer, fsdp, zero2, none), recompute (the least that fits; none, full,
+    or modules as `rackscale size` names them, such as norm+activation), layers (the model's), task (pretrain),
+    framework (megatron), source_date (now), nic_gbps_per_gpu, offload (20layers), cuda_graph (none, layers, full),
+    comm_overlap (dispatcher=deepep|hybridep|alltoall, moe_a2a_overlap=True, tp_overlap=none), moe_routing (token-drop).
+
+    Row_id, source_id and memory_gib are read too. Rows that can't be read are named with the reason.
 
     Examples: `rackscale score measured.csv`, `rackscale score ours.csv --constants ours.toml --json`
     """

@@ -119,7 +119,7 @@ def size(
         str | None,
         _word(
             "PRECISIONS",
-            "bf16, fp8, fp8-block, mxfp8 or nvfp4. [default: fp8 where the chip has it, else bf16]",
+            "bf16, fp8, fp8-block, mxfp8 or nvfp4. [default: fp8, or mxfp8 for experts on Blackwell; bf16 on A100]",
         ),
     ] = None,
     task: Annotated[
@@ -188,7 +188,7 @@ def size(
             min=0.0,
             max=1.0,
             metavar="SHARE",
-            help="Of layers that stay in BF16. [default: 0.15 with nvfp4, else 0]",
+            help="Of layers that stay in BF16; models trained in nvfp4 kept 0.15. [default: 0]",
             show_default=False,
             rich_help_panel=TRAINED,
         ),

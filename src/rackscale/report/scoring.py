@@ -18,7 +18,7 @@ from rackscale.report.words import percent
 from rackscale.sizing.calibration import Errors
 from rackscale.sizing.constants import constants
 from rackscale.sizing.measurements import Unread
-from rackscale.sizing.scoring import Calibrated, Score, unread_lines
+from rackscale.sizing.scoring import SENSELESS, Calibrated, Score, unread_lines
 
 FAR = 0.2
 """An error above this is shown in red."""
@@ -106,8 +106,9 @@ def calibration(found: Calibrated, file: Path) -> Stack:
         Text(f"{found.rows} rows, {found.held_back} of them held back", style="bold"), table,
     ]  # fmt: skip
     if not found.gains:
-        parts.append(
-            Text("the fit did not gain on rows held back: keep the published constants", style="yellow")
-        )
+        why = "the fit did not gain on rows held back"
+        if found.after.median >= SENSELESS:
+            why = f"rows held back are still off by {found.after.median:.0%}: check units, layouts and models"
+        parts.append(Text(f"{why}: keep the published constants", style="yellow"))
     parts += [Text(), moved if found.moved else Text("no constant moved by more than 1 %")]
     return Stack(*parts, *_unread(str(file), found.unread))

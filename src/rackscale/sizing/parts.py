@@ -68,7 +68,10 @@ class Parts:
     """Permuting tokens for experts and back."""
     routing_b: Array
     again_low: Array
-    """Computed again going backward."""
+    """Computed again going backward, by class as above."""
+    again_high: Array
+    again_cast: Array
+    again_routing: Array
     again_grouped: Array
     again_core: Array
     again_moved: Array
@@ -90,7 +93,7 @@ class Parts:
     ep: Array
     """Tokens to experts and back, both ways, as if all were in one domain."""
     ep_far: Array
-    """What that takes longer across domains."""
+    """The same over the fabric, where they are in several domains."""
     offload: Array
     """Activations that go to host memory; they come back as fast."""
     hop: Array
@@ -135,10 +138,13 @@ class _Pricer:
     def __init__(self, model: Model, at: Layouts, recipe: Recipe, total: Parts) -> None:
         self.model, self.at, self.recipe, self.total = model, at, recipe, total
         self.fused = fuses_experts(recipe, experts_of(model))
+        # at most, one rank has all tokens; with all experts on every rank none has more than another
+        self.imbalance: Array = np.minimum(recipe.imbalance, at.ep)
         self.again = dict(zip(MODULES, at.again, strict=True))
         vocabulary = (2.0 - model.tied_embeddings) * model.vocab * model.hidden
         self.own: Array = vocabulary / at.tp / at.pp
         self.routed: Array = np.zeros(len(at))
+        self.newton: Array = np.zeros(len(at))
 
     def layer(self, work: Work, count: Array) -> None:
         """`count` layers' part of an average stage."""
@@ -174,7 +180,7 @@ class _Pricer:
         """Forward, and the gradients of its input and, where weights are trained, of its weights."""
         total, both = self.total, self.recipe.backward_products > 1
         # the busiest rank's experts have more tokens, and the others wait for it
-        m = p.m if p.groups is None else p.m * self.recipe.imbalance
+        m = p.m if p.groups is None else p.m * self.imbalance
         precision = self.recipe.products if low else "bf16"
         forward = count * self._product(m, p.n, p.k, p.groups, precision)
         back = count * self._product(m, p.k, p.n, p.groups, precision)
@@ -184,6 +190,8 @@ class _Pricer:
                 if p.groups is None
                 else self._product(m, p.k, p.n, p.groups, precision)
             )
+        if self.recipe.optimizer == "muon":
+            self.newton = self.newton + count * _newton_schulz(p)
         if p.groups is not None:
             self.routed = self.routed + p.weights * count
             total.grouped_f += forward
@@ -194,13 +202,14 @@ class _Pricer:
             if self.recipe.task == "lora" and self.recipe.family == "torch":
                 total.moved_f += count * self.bytes_seconds(p.m * (p.k + 4.0 * p.n) * BF16)
                 total.moved_b += count * self.bytes_seconds(p.m * (4.0 * p.k + 2.0 * p.n) * BF16)
-            total.again_low += forward * self.redone(p.module)
             if low:
                 total.low_f += forward
                 total.low_b += back
+                total.again_low += forward * self.redone(p.module)
             else:
                 total.high_f += forward
                 total.high_b += back
+                total.again_high += forward * self.redone(p.module)
         if low:
             self.casts(p, count)
 
@@ -213,7 +222,7 @@ class _Pricer:
     def casts(self, p: Product, count: Array) -> None:
         """Inputs and gradients of outputs are read in BF16 and written twice: as they are, and transposed."""
         each = BF16 + 2.0 * self.recipe.product_bytes
-        rows = count * p.m * (1.0 if p.groups is None else p.groups * self.recipe.imbalance)
+        rows = count * p.m * (1.0 if p.groups is None else p.groups * self.imbalance)
         if p.groups is not None:
             if self.fused:
                 self.total.cast_f += self.bytes_seconds(rows * (p.k + p.n) * each)
@@ -221,7 +230,9 @@ class _Pricer:
                 self.total.cast_experts += self.bytes_seconds(rows * (p.k + p.n) * each)
                 self.total.pieces += count * p.groups * PRODUCTS
         else:
-            self.total.cast_f += self.bytes_seconds(rows * p.k * each)
+            forward = self.bytes_seconds(rows * p.k * each)
+            self.total.cast_f += forward
+            self.total.again_cast += forward * self.redone(p.module)
             self.total.cast_b += self.bytes_seconds(rows * p.n * each)
 
     def cores(self, work: Work, count: Array) -> None:
@@ -257,17 +268,19 @@ class _Pricer:
         for module, nbytes in work.moved.items():
             seconds = count * self.bytes_seconds(nbytes)
             if module == "" and not isinstance(work.routed, float):
-                seconds = seconds * self.recipe.imbalance
+                seconds = seconds * self.imbalance
                 total.routing_f += seconds
                 total.routing_b += seconds
+                total.again_routing += seconds * self.redone(module)
             else:
                 total.moved_f += seconds
                 total.moved_b += BACK_MOVED * seconds
-            total.again_moved += seconds * self.redone(module)
+                total.again_moved += seconds * self.redone(module)
         if self.recipe.year < FUSED_EXPERTS:
             apart = count * self.bytes_seconds(work.unfused)
             total.moved_f += apart
             total.moved_b += BACK_APART * apart
+            total.again_moved += apart * self.redone("activation")
 
     def offloaded(self, work: Work, count: Array) -> None:
         """What the backward pass needs of some layers waits in host memory."""
@@ -317,7 +330,7 @@ class _Pricer:
         self.total.ring_b += (2.0 + at.full) * passed
         if swaps.any():
             swapped = self.message("all_to_all", work.swapped * np.ones(len(at)), at.cp, local)
-            self.total.swap += 2.0 * count * swapped * swaps
+            self.total.swap += (2.0 + at.full) * count * swapped * swaps
 
     def expert_messages(self, work: Work, count: Array) -> None:
         """Tokens go to their experts and come back; so do gradients."""
@@ -325,27 +338,39 @@ class _Pricer:
             return
         at = self.at
         local = np.clip(at.domain / at.etp, 1.0, at.ep)
-        near, whole = (count * self.dispatched(work, where) for where in (at.ep, local))
+        near, far = self.dispatched(work, local)
         # there and back, and the gradients too
-        times = 2.0 * (2.0 + self.redone("experts")) * self.recipe.imbalance
+        times = count * 2.0 * (2.0 + self.redone("experts")) * self.imbalance
         self.total.ep += times * near
-        self.total.ep_far += times * (whole - near)
+        self.total.ep_far += times * far
         if (at.etp > 1).any():
             rows = np.asarray(work.tokens_bytes * work.active * at.etp)
             gather = self.message("all_gather", rows, at.etp, at.etp)
             scatter = self.message("reduce_scatter", rows, at.etp, at.etp)
             self.total.ep += count * (2.0 + self.redone("experts")) * (gather + scatter)
 
-    def dispatched(self, work: Work, local: Array) -> Array:
-        """Seconds of tokens to their experts, with `local` of the expert-parallel ranks in a domain."""
-        at, each = self.at, work.tokens_bytes
-        if self.recipe.dispatcher == "alltoall":
-            return self.message("all_to_all", np.asarray(each * work.active), at.ep, local)
+    def dispatched(self, work: Work, local: Array) -> tuple[Array, Array]:
+        """Seconds of tokens to their experts over NVLink, as if all were in one domain, and over the fabric.
+
+        Of `local` ranks in each domain. Both flow at once: see step.py.
+        """
+        at, each = self.at, np.asarray(work.tokens_bytes)
         domains = at.ep / local
+        if self.recipe.dispatcher == "alltoall":
+            inside = each * work.active * (at.ep - 1.0) / at.ep
+            across = each * work.active * (at.ep - local) / at.ep
+        else:
+            inside = each * (at.ep - 1.0) * _reached(at.ep, work.active)
+            across = each * (domains - 1.0) * _reached(domains, work.active)
+        near = self.dispatch(inside, 0.0, at.ep)
+        far = np.where(domains > 1.0, self.dispatch(0.0, across, local), 0.0)
+        return near, far
+
+    def dispatch(self, inside: Array | float, across: Array | float, local: Array) -> Array:
         return collectives.dispatch(
-            across_bytes=each * (domains - 1.0) * _reached(domains, work.active),
-            inside_bytes=each * at.ep * _reached(at.ep, work.active) * (local - 1.0) / local,
-            ranks=at.ep,
+            inside_bytes=inside,
+            across_bytes=across,
+            ranks=self.at.ep,
             local=local,
             leaf=self.leaf(local),
             network=self.recipe.network,
@@ -416,6 +441,8 @@ class _Pricer:
         divided = np.where(replicated, 1.0, shard)
         states = self.own / divided + self.routed / np.minimum(divided, self.expert_ranks())
         total.step_update += self.bytes_seconds(states * recipe.trained * recipe.update_bytes)
+        # each rank orthogonalises its share of the matrices
+        total.step_update += recipe.trained * self.newton / divided / recipe.peak_bf16
 
     def expert_ranks(self) -> Array:
         at = self.at
@@ -447,3 +474,11 @@ class _Pricer:
 def _reached(places: Array, active: int) -> Array:
     """Chance that a place holds one of a token's experts, drawn evenly."""
     return 1.0 - (1.0 - 1.0 / places) ** active
+
+
+def _newton_schulz(p: Product) -> Array:
+    """FLOPs of Muon's five Newton-Schulz iterations over a weight of m x n, m the smaller: X X', its square, their
+    product with X (Jordan et al., 2024, kellerjordan.github.io/posts/muon)."""
+    small, large = np.minimum(p.n, p.k), np.maximum(p.n, p.k)
+    each = 5.0 * (4.0 * small * small * large + 2.0 * small**3)
+    return np.asarray(each * (1.0 if p.groups is None else p.groups))

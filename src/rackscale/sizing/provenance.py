@@ -148,7 +148,9 @@ def _memory(recipe: Recipe) -> Iterator[Input]:
         host = HOST_BYTES * system.gpus_per_node
         yield _assumed("host memory", host, "bytes", "of a node; as P6e-GB200, where nothing is published")
     yield _assumed("offloaded at most", HOST_SHARE, "of host memory", "the rest is for data and checkpoints")
-    ran = f"none of 718 {PUBLISHED} is estimated to need more above its memory (python -m benchmarks.memory)"
+    ran = (
+        f"no {PUBLISHED} that ran are estimated to need more above their memory (python -m benchmarks.memory)"
+    )
     yield Input(name="tight within", value=TIGHT, unit="of memory", provenance="measured", source=ran)
     states = "BF16 alone" if recipe.all_bf16 else "FP32 weights and moments"
     yield _assumed(

@@ -88,7 +88,7 @@ class _Pass:
 def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense: Array | float = 1.0) -> Step:
     """The seconds of a step. `years`: how much older the software is than the newest one known (at least 0)."""
     aged = np.exp(by["pace"] * years + np.where(dense, 0.0, by["pace_experts"] * years))
-    one, count = _pass(parts, by, aged), at.micro_batches
+    one, count = _pass(parts, at, by, aged), at.micro_batches
     each = one.seconds
     head = (parts.head_f + parts.head_b) * by["high"] * aged
     bubble = _bubble(parts, at, each, head)
@@ -118,7 +118,7 @@ def step(parts: Parts, at: Layouts, by: Factors, *, years: Array | float, dense:
     )
 
 
-def _pass(parts: Parts, by: Factors, aged: Array) -> _Pass:
+def _pass(parts: Parts, at: Layouts, by: Factors, aged: Array) -> _Pass:
     """Computing, then the messages that it doesn't hide, then what the host is late with."""
     products = (
         (parts.low_f + parts.low_b) * by["low"]
@@ -140,12 +140,15 @@ def _pass(parts: Parts, by: Factors, aged: Array) -> _Pass:
     ) * aged
     recompute = (
         parts.again_low * by["low"]
+        + parts.again_high * by["high"]
+        + parts.again_cast * by["cast"]
+        + parts.again_routing * by["routing"]
         + parts.again_grouped * by["grouped"]
         + parts.again_core * by["core"]
         + parts.again_moved * by["moved"]
     ) * aged
     compute = products + attention + memory + recompute
-    tensor, context, expert, offload = _messages(parts, by, aged, compute)
+    tensor, context, expert, offload = _messages(parts, at, by, aged, compute)
     busy = compute + tensor + context + expert + offload
     launches = (parts.kernels_f + parts.kernels_b) * by["graph"] + parts.kernels_experts * by["each_expert"]
     host = np.maximum(launches * by["launch"] * aged - busy, 0.0)
@@ -156,22 +159,28 @@ def _pass(parts: Parts, by: Factors, aged: Array) -> _Pass:
     return _Pass(products, attention, memory, recompute, tensor, context, expert, offload, host, data)
 
 
-def _messages(parts: Parts, by: Factors, aged: Array, compute: Array) -> tuple[Array, Array, Array, Array]:
+def _messages(
+    parts: Parts, at: Layouts, by: Factors, aged: Array, compute: Array
+) -> tuple[Array, Array, Array, Array]:
     """What is exposed of messages of tensor, context and expert parallelism, and of offload.
 
     Each second of compute hides one kind of message: what would need more is waited for.
     """
+    # experts' messages run beside another micro-batch's work, if there is one
+    paired = np.where(at.micro_batches > 1, by["paired"], 1.0)
     beside, exposed = compute, []
     for message, share in (
         (parts.tp_f + parts.tp_b, by["tp"]),
         (parts.ring_f + parts.ring_b, by["ring"]),
-        (parts.ep, by["ep"] * aged),
+        (parts.ep, by["ep"] * paired * aged),
         (2.0 * parts.offload, by["offload"]),
     ):
         exposed.append(_exposed(message, share, beside))
         beside = beside - (message - exposed[-1])
     tensor, context, expert, offload = exposed
-    return tensor + parts.tp_bare, context + parts.swap, expert + parts.ep_far * by["ep_far"], offload
+    # tokens flow over NVLink and over the fabric at once
+    expert = np.maximum(expert, parts.ep_far * by["ep_far"] * paired)
+    return tensor + parts.tp_bare, context + parts.swap, expert, offload
 
 
 def _bubble(parts: Parts, at: Layouts, each: Array, head: Array) -> Array:
