@@ -74,8 +74,13 @@ def fit(rows: list[Measurement]) -> None:
     FITTED.write_text("\n".join(text) + "\n", "utf-8")
 
 
+def predicted(problem: Problem) -> Array:
+    """Over measured, by the published constants."""
+    return np.asarray(problem.predict(calibration.published()).seconds / problem.seconds)
+
+
 def errors(rows: list[Measurement], problem: Problem) -> None:
-    ratio = problem.predict(calibration.published()).seconds / problem.seconds
+    ratio = predicted(problem)
     full = np.array([row.complete for row in rows])
     print(f"{'':34} {'rows':>5} {'median':>8} {'p90':>8} {'worst':>8} {'bias':>8}")
     print(line("seen, all", calibration.errors(ratio)))
@@ -223,15 +228,18 @@ def main() -> None:
         return
     rows, unread = read(args.data)
     print(f"{args.data.name}: {len(rows)} rows read, {len(unread)} not")
+    timed = [row for row in rows if not row.from_flops]
     if args.fit:
-        fit(rows)
+        fit(timed)
         return
-    problem = calibration.problem(rows)
     if args.ablate:
-        ablation(problem)
+        ablation(calibration.problem(timed))
         return
-    errors(rows, problem)
-    ranking(rows, problem)
+    errors(timed, calibration.problem(timed))
+    if counted := [row for row in rows if row.from_flops]:
+        ratio = predicted(calibration.problem(counted))
+        print(line("from model FLOPs, never fitted", calibration.errors(ratio)))
+    ranking(rows, calibration.problem(rows))
     remembered(rows)
 
 

@@ -130,3 +130,24 @@ def test_a_table_that_no_fleet_explains_gains_nothing(known: Path, tmp_path: Pat
     done = rackscale("calibrate", table, "--out", tmp_path / "ours.toml", code=1)
     assert "check units, layouts and models" in done.out
     assert not (tmp_path / "ours.toml").exists()
+
+
+def test_nothing_is_fitted_to_a_count_of_flops(slower: Path) -> None:
+    rows = slower.read_text("utf-8").splitlines()
+    names = rows[0].split(",")
+    cells = dict(zip(names, rows[1].split(","), strict=True))
+    counted = cells | {"row_id": "counted", "step_time_s": "", "model_tflops_per_gpu": "1"}
+    plain = rackscale("calibrate", slower, "--json").json
+    slower.write_text("\n".join([*rows, ",".join(counted[name] for name in names)]) + "\n", "utf-8")
+    found = rackscale("calibrate", slower, "--json").json
+    assert (plain["from_flops"], found["from_flops"]) == (0, 1)
+    assert found["rows"] == plain["rows"]
+    assert found["constants"] == plain["constants"]
+    assert len(rackscale("score", slower, "--json").json["rows"]) == len(RUNS) + 1
+    assert "1 more state model FLOPs and no time" in " ".join(rackscale("calibrate", slower).out.split())
+
+
+def test_rows_of_flops_alone_are_too_few(tmp_path: Path) -> None:
+    rows = [{"row_id": f"f{n}", "step_time_s": "", "model_tflops_per_gpu": "500"} for n in range(6)]
+    done = rackscale("calibrate", table(tmp_path, *rows), code=1)
+    assert "6 rows can be read, 0 of them with a time" in " ".join(done.err.split())

@@ -35,6 +35,32 @@ def test_every_row_is_predicted_and_those_that_cannot_be_are_named(tmp_path: Pat
     assert found["by"]["model"]["llama3.1-70b"]["rows"] == 2
 
 
+def test_rows_that_cannot_be_priced_or_divided_leave_the_others_scored(tmp_path: Path) -> None:
+    file = table(
+        tmp_path,
+        {},
+        {"row_id": "four", "precision": "nvfp4"},
+        {"row_id": "trn", "system": "trn2-ultraserver"},
+        {"row_id": "nic", "nic_gbps_per_gpu": "0"},
+        {"row_id": "deep", "vp": "64"},
+        {"row_id": "old", "source_date": "0001-01"},
+    )
+    found = rackscale("score", file, "--json").json
+    assert [row["row"] for row in found["rows"]] == ["a1"]
+    assert {bad["row"]: bad["reason"].split(":")[0] for bad in found["unread"]} == {
+        "four": "precision", "trn": "system", "nic": "nic_gbps_per_gpu", "deep": "vp", "old": "source_date",
+    }  # fmt: skip
+    text = rackscale("score", file).out
+    assert "5 rows can't be read" in text
+    assert "rows.csv:3: four: precision: no nvfp4 products were measured on H100" in " ".join(text.split())
+
+
+def test_a_row_of_an_unknown_framework_says_so(tmp_path: Path) -> None:
+    file = table(tmp_path, {}, {"row_id": "a2", "framework": "DeepSpeed 0.16"})
+    known, unknown = rackscale("score", file, "--json").json["rows"]
+    assert (known["assumed"], unknown["assumed"]) == ([], ["framework"])
+
+
 def test_errors_are_of_the_prediction_against_the_measurement(tmp_path: Path) -> None:
     found = rackscale("score", table(tmp_path, {}, {"row_id": "a2", "step_time_s": "21"}), "--json").json
     first, second = found["rows"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rackscale import catalog, models
 from rackscale.errors import DocumentError
+from rackscale.sizing import calibration
+from rackscale.sizing.flops import flops_per_token
 from rackscale.sizing.measurements import Measurement, Unread, read
+from rackscale.sizing.recipe import PRECISIONS
 
 COLUMNS = [
     "row_id",
@@ -39,6 +46,7 @@ COLUMNS = [
     "offload",
     "nic_gbps_per_gpu",
     "task",
+    "memory_gib",
 ]
 GOOD = {
     "row_id": "a1",
@@ -61,6 +69,7 @@ GOOD = {
     "framework": "nemo 25.04",
     "step_time_s": "10.5",
 }
+SPARSE = {"model": "qwen3-30b-a3b", "tp": "1", "pp": "1", "cp": "1", "vp": ""}
 
 
 def table(path: Path, *rows: dict[str, str]) -> Path:
@@ -193,7 +202,53 @@ def test_a_domain_of_many(tmp_path: Path) -> None:
         ({"global_batch_size": "127"}, ["global_batch_size: 127 is not a multiple of 2"]),
         ({"task": "distil"}, ["task: 'distil' is none of pretrain, sft, lora"]),
         ({"recompute": "some"}, ["recompute: 'some' is unknown"]),
+        ({"source_date": "2026-13"}, ["source_date: '2026-13' is not a date such as 2026-06"]),
+        ({"source_date": "0001-01-01"}, ["source_date: '0001-01-01' is not of a year from 2015 to 20"]),
+        ({"source_date": "9999"}, ["source_date: '9999' is not of a year from 2015 to 20"]),
+        # what nobody measured
+        (
+            {"precision": "nvfp4"},
+            ["precision: no nvfp4 products were measured on H100; bf16, fp8, fp8-block were"],
+        ),
+        ({"precision": "mxfp8"}, ["precision: no mxfp8 products were measured on H100"]),
+        ({"system": "a100_80gb"}, ["precision: no fp8 products were measured on A100-80GB; bf16 were"]),
+        (
+            {"system": "trn2-ultraserver"},
+            ["system: trn2-ultraserver: nothing was measured of training on Trainium2 (tr"],
+        ),
+        # what can't be counted
+        ({"nic_gbps_per_gpu": "0"}, ["nic_gbps_per_gpu: '0' is not above 0"]),
+        ({"nic_gbps_per_gpu": "-5"}, ["nic_gbps_per_gpu: '-5' is not above 0"]),
+        ({"nic_gbps_per_gpu": "1e300"}, ["nic_gbps_per_gpu: '1e300' is not between 1e-06 and 1e+12"]),
+        ({"memory_gib": "0"}, ["memory_gib: '0' is not above 0"]),
+        ({"seq_len": "1e308"}, ["seq_len: 1e+308 is above 100,000,000, the most that is read"]),
+        ({"num_gpus": "2e7"}, ["num_gpus: 2e+07 is above 10,000,000, the most that is read"]),
+        ({"global_batch_size": "1e9"}, ["global_batch_size: 1e+09 is above 10,000,000"]),
+        ({"step_time_s": "1e-320"}, ["step_time_s: '1e-320' is not between 1e-06 and 1e+12"]),
+        # what can't be divided
+        (
+            {"pp": "128", "tp": "1", "cp": "1", "num_gpus": "128", "vp": "1"},
+            ["pp: 128: llama3.1-70b has 80 layers"],
+        ),
+        ({"vp": "100"}, ["vp: 100: 4 stages of so many chunks make 400, and llama3.1-70b has 80 layers"]),
+        ({"pp": "1", "vp": "1000"}, ["vp: 1000: 1 stages of so many"]),
+        (
+            {"tp": "3", "pp": "1", "num_gpus": "48"},
+            ["tp: 3: the 64 attention heads of llama3.1-70b are not a multiple"],
+        ),
+        ({"ep": "8"}, ["ep: 8: llama3.1-70b has no experts"]),
+        (
+            SPARSE | {"ep": "3", "num_gpus": "48"},
+            ["ep: 3: 128 experts of qwen3-30b-a3b are not a multiple of it"],
+        ),
+        (SPARSE | {"ep": "1024"}, ["num_gpus: 64 is not a multiple of ep x etp = 1024"]),
+        (SPARSE | {"ep": "8", "etp": "5"}, ["etp: 5: experts of qwen3-30b-a3b are 768 wide"]),
+        (SPARSE | {"ep": "1", "etp": "5"}, ["etp: 5: experts of qwen3-30b-a3b are 768 wide"]),
         # several at once
+        (
+            {"precision": "nvfp4", "task": "distil", "vp": "90"},
+            ["no nvfp4 products", "task: 'distil'", "vp: 90"],
+        ),
         (
             {"system": "abacus", "precision": "int3", "tp": "0", "step_time_s": "-2"},
             ["abacus", "int3", "tp: 0 is not a whole number", "step_time_s: '-2'"],
@@ -292,3 +347,67 @@ def test_as_few_layers_as_will_do_are_computed_again_where_a_table_leaves_it_ope
     assert open_.layout.recompute == {"layer"}
     assert 0.0 < open_.layout.recomputed < 1.0
     assert "recompute" in open_.assumed
+
+
+def test_the_embedding_and_the_loss_may_take_a_layers_place(tmp_path: Path) -> None:
+    """Llama 3.1 405B was published with 16 stages of 8 chunks for its 126 layers."""
+    told = {"model": "llama3.1-405b", "tp": "4", "pp": "16", "cp": "1", "vp": "8"}
+    assert one(tmp_path, **told).layout.virtual == 8
+
+
+@pytest.mark.parametrize(
+    ("framework", "open_"), [("", True), ("DeepSpeed", True), ("Megatron-LM", False), ("maxtext", False)]
+)
+def test_a_framework_that_is_unknown_is_left_open(tmp_path: Path, framework: str, open_: bool) -> None:
+    row = one(tmp_path, framework=framework)
+    assert row.assumed == (("framework",) if open_ else ())
+    assert row.complete is not open_
+
+
+@pytest.mark.parametrize(
+    "largest",
+    [{"seq_len": "100000000"}, {"num_gpus": "10000000", "tp": "8", "global_batch_size": "10000000"}],
+)
+def test_the_largest_that_is_read_is_counted_without_a_warning(
+    tmp_path: Path, largest: dict[str, str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        row = one(tmp_path, pp="1", cp="1", vp="", nic_gbps_per_gpu="1e12", **{"recompute": "", **largest})
+        seconds = calibration.problem([row]).predict(calibration.published()).seconds
+    assert 0.0 < seconds[0] < math.inf
+
+
+def test_every_system_and_precision_is_predicted_or_refused_with_the_reason(tmp_path: Path) -> None:
+    """No row may take the others with it, whatever the catalog holds."""
+    rows = [
+        {"row_id": f"{system.name} {precision} {model}", "system": system.name, "precision": precision} | more
+        for system in catalog.systems()
+        for precision in PRECISIONS
+        for model, more in (("dense", {}), ("sparse", SPARSE | {"ep": "8"}))
+    ]
+    good, bad = read(table(tmp_path, *rows))
+    assert np.all(calibration.problem(good).predict(calibration.published()).seconds > 0)
+    assert {row.recipe.architecture for row in good} == {"ampere", "hopper", "blackwell"}
+    assert len(good) + len(bad) == len(rows)
+    for row in bad:
+        assert row.reason.startswith(("system: ", "precision: ")), row
+
+
+def test_only_rows_without_a_time_rest_on_a_count_of_flops(tmp_path: Path) -> None:
+    assert not one(tmp_path, model_tflops_per_gpu="700").from_flops
+    assert not one(
+        tmp_path, step_time_s="", tokens_per_s_per_gpu="1600", model_tflops_per_gpu="700"
+    ).from_flops
+    assert one(tmp_path, step_time_s="", model_tflops_per_gpu="700").from_flops
+
+
+def test_a_windows_pairs_were_never_counted_twice() -> None:
+    """gpt-oss: half its layers see 128 tokens. Counting all pairs adds those of the other half alone."""
+    model, tokens = models.model("gpt-oss-120b"), 8192
+    mixers = [(kind.mixer, kind.count) for kind in model.layers if isinstance(kind.mixer, models.Attention)]
+    (full,) = ((mixer, count) for mixer, count in mixers if mixer.window_tokens is None)
+    assert full[1] == model.depth // 2
+    more = flops_per_token(model, tokens, all_pairs=True) - flops_per_token(model, tokens)
+    # forward and backward: 3 times two products of 2 FLOPs, over the half of the sequence that is not before a token
+    assert more == pytest.approx(full[1] * 3 * 2 * 2 * full[0].heads * full[0].head_dim * tokens / 2)

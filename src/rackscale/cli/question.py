@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rackscale import catalog, models
 from rackscale.cli.values import Values
 from rackscale.errors import DocumentError, RackscaleError, UnknownNameError
+from rackscale.sizing.division import undivided
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import FULL, MODULES
 from rackscale.sizing.provenance import Input
@@ -440,22 +441,5 @@ def _leaves(recipe: Recipe, domain: int) -> list[str]:
 
 def _undivided(model: Model, limits: Limits) -> list[str]:
     """Degrees that the model can't be divided by."""
-    problems = []
-    mixers = (kind.mixer for kind in model.layers)
-    heads = {mixer.heads for mixer in mixers if isinstance(mixer, models.Attention | models.LatentAttention)}
-    if limits.tp is not None and any(count % limits.tp for count in heads):
-        counts = " and ".join(map(str, sorted(heads)))
-        problems.append(
-            f"--tp {limits.tp}: the {counts} attention heads of {model.name} are not a multiple of it"
-        )
-    if limits.pp is not None and limits.pp > model.depth:
-        problems.append(f"--pp {limits.pp}: {model.name} has {model.depth} layers")
-    experts = experts_of(model)
-    if limits.ep is not None and limits.ep > 1:
-        if experts is None:
-            problems.append(f"--ep {limits.ep}: {model.name} has no experts")
-        elif experts.count % limits.ep:
-            problems.append(
-                f"--ep {limits.ep}: {experts.count} experts of {model.name} are not a multiple of it"
-            )
-    return problems
+    degrees = {name: getattr(limits, name) for name in ("tp", "pp", "virtual", "ep", "etp")}
+    return [f"--{name} {degrees[name]}: {why}" for name, why in undivided(model, **degrees).items()]

@@ -105,6 +105,11 @@ def calibration(found: Calibrated, file: Path) -> Stack:
     parts: list[RenderableType] = [
         Text(f"{found.rows} rows, {found.held_back} of them held back", style="bold"), table,
     ]  # fmt: skip
+    if found.from_flops:
+        left_out = (
+            f"{found.from_flops} more state model FLOPs and no time: nothing is fitted to a count of FLOPs"
+        )
+        parts.append(Text(left_out))
     if not found.gains:
         why = "the fit did not gain on rows held back"
         if found.after.median >= SENSELESS:

@@ -143,6 +143,9 @@ class Calibrated(Struct, frozen=True, kw_only=True):
     """A fit to a user's own rows, and what it gains on those that it has not seen."""
 
     rows: int
+    """That the constants are fitted to."""
+    from_flops: int
+    """Rows left out of the fit: their seconds rest on our own count of model FLOPs."""
     held_back: int
     """Rows that the errors are of: each predicted by constants that have not seen it."""
     unread: tuple[Unread, ...]
@@ -165,12 +168,10 @@ def calibrate(path: Path) -> Calibrated:
     The published constants are where it starts and what it stays near, by their spreads (constants.toml). Raises
     DocumentError for a file with too few rows, ExecutorError without SciPy.
     """
-    rows, unread = read(path)
+    readable, unread = read(path)
+    rows = [row for row in readable if not row.from_flops]
     if len(rows) < FEWEST:
-        few = (
-            f"{path}: {len(rows)} row{'' if len(rows) == 1 else 's'} can be read; calibration needs {FEWEST}"
-        )
-        raise DocumentError([few, *unread_lines(path, unread)])
+        raise DocumentError([_too_few(path, len(rows), len(readable)), *unread_lines(path, unread)])
     problem = calibration.problem(rows)
     published = dict(fitted())
     turns = range(HELD_BACK) if len(rows) < FEW else (HELD_BACK - 1,)
@@ -185,6 +186,7 @@ def calibrate(path: Path) -> Calibrated:
 
     return Calibrated(
         rows=len(rows),
+        from_flops=len(readable) - len(rows),
         held_back=new.rows,
         unread=tuple(unread),
         before=old,
@@ -195,6 +197,13 @@ def calibrate(path: Path) -> Calibrated:
             name: v / published[name] for name, v in values.items() if abs(v / published[name] - 1) > 0.01
         },
     )
+
+
+def _too_few(path: Path, timed: int, readable: int) -> str:
+    few = f"{path}: {readable} row{'' if readable == 1 else 's'} can be read"
+    if timed < readable:
+        few += f", {timed} of them with a time (model_tflops_per_gpu is none: it rests on a count of FLOPs)"
+    return f"{few}; calibration needs {FEWEST}"
 
 
 def _ratio(problem: calibration.Problem, constants: Mapping[str, float]) -> Array:
