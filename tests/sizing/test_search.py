@@ -6,14 +6,17 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from rackscale import models
 from rackscale.sizing.constants import fitted
-from rackscale.sizing.layout import Layouts
+from rackscale.sizing.layout import FULL, Layouts
 from rackscale.sizing.memory import CLOSE, FITS, OUT, host_room
-from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.recipe import NEWEST, Recipe
 from rackscale.sizing.search import Limits, candidates, divisions, layout_of, price, savings, search
 from rackscale.sizing.size import size
+from rackscale.sizing.space import saved
 from rackscale.sizing.step import Step
 from rackscale.workload import Shape
 
@@ -76,7 +79,7 @@ def test_the_search_finds_what_pricing_everything_finds(  # noqa: PLR0917
     every = price(model, space, recipe)
     found = search(model, at, savings(model, chip=recipe.chip, family=family), recipe)
     assert found.considered == len(every.layouts)
-    assert found.priced < found.considered
+    assert not found.fitting or found.priced < found.considered
     assert bool(found.fitting) == bool((every.verdict == FITS).any())
     for verdict in (FITS, CLOSE):
         of_all, of_found = every.verdict == verdict, found.best.verdict == verdict
@@ -85,6 +88,76 @@ def test_the_search_finds_what_pricing_everything_finds(  # noqa: PLR0917
         assert list(ours) == pytest.approx(list(best))
     if every.verdict[every.order[0]] == OUT:
         assert found.best.memory.total[found.best.order[0]] == every.memory.total[every.order[0]]
+
+
+ANY_RECIPE = st.builds(
+    Recipe,
+    system=st.sampled_from(["dgx-h100", "gb300-nvl72", "gb200-nvl72"]),
+    precision=st.sampled_from(["bf16", "fp8"]),
+    family=st.sampled_from(["megatron", "torch"]),
+    task=st.sampled_from(["pretrain", "lora"]),
+    year=st.sampled_from([2024.5, NEWEST]),
+    graphs=st.sampled_from(["none", "step"]),
+    dispatcher=st.sampled_from(["alltoall", "once"]),
+    imbalance=st.sampled_from([1.0, 1.5]),
+    overlaps_ep=st.booleans(),
+    overlaps_tp=st.booleans(),
+)
+ANY_LIMITS = st.builds(
+    Limits,
+    tp=st.sampled_from([None, 1, 4]),
+    cp=st.sampled_from([1, 2]),
+    micro_batch=st.sampled_from([1, 2, 4]),
+    sharding=st.sampled_from([None, "zero1", "zero2", "fsdp"]),
+    recompute=st.sampled_from([None, frozenset(), frozenset({"norm", "activation"}), FULL]),
+    offload=st.sampled_from([None, 0.0, 0.25, 0.9]),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(["llama3.1-8b", "qwen3-30b-a3b", "llama3.1-70b"]),
+    gpus=st.sampled_from([8, 16, 32]),
+    tokens=st.sampled_from([4096, 16_384]),
+    recipe=ANY_RECIPE,
+    limits=ANY_LIMITS,
+)
+def test_whatever_is_asked_the_search_finds_what_pricing_everything_finds(
+    name: str, gpus: int, tokens: int, recipe: Recipe, limits: Limits
+) -> None:
+    model, job = models.model(name), {"gpus": gpus, "global_batch": 2 * gpus, "tokens": tokens, "domain": 8}
+    at = divisions(model, **job, family=recipe.family, limits=limits)  # type: ignore[arg-type]
+    assume(len(at))
+    ways = savings(model, chip=recipe.chip, family=recipe.family, limits=limits)
+    every = price(model, saved(at, ways), recipe)
+    found = search(model, at, ways, recipe)
+    first, ours = every.order[0], found.best.order[0]
+    verdict = every.verdict[first]
+    assert found.best.verdict[ours] == verdict
+    if verdict == OUT:
+        assert found.best.memory.total[ours] == pytest.approx(every.memory.total[first])
+    else:
+        assert found.best.step.seconds[ours] == pytest.approx(every.step.seconds[first])
+    best = every.verdict.reshape(len(at), -1).min(axis=1)
+    assert (found.fitting, found.tight) == ((best == FITS).sum(), (best == CLOSE).sum())
+    close = every.step.seconds[every.verdict == CLOSE]
+    if verdict == FITS and len(close) and close.min() < every.step.seconds[first]:
+        tight = found.best.verdict == CLOSE
+        assert found.best.step.seconds[tight].min() == pytest.approx(close.min())
+
+
+def test_where_some_is_offloaded_computing_more_again_may_be_faster() -> None:
+    """It leaves less to send over a slow link."""
+    model, recipe = models.model("llama3.1-8b"), Recipe(system="p5", precision="fp8", dispatcher="alltoall")
+    asked = Limits(sharding="zero2", offload=0.9)
+    more = replace(asked, recompute=frozenset({"activation", "norm", "attention", "mlp"}))
+    all_of, some = (
+        size(model, recipe, gpus=8, global_batch=16, tokens=4096, limits=limits).candidates[0]
+        for limits in (asked, more)
+    )
+    nothing = replace(asked, recompute=frozenset())
+    least = size(model, recipe, gpus=8, global_batch=16, tokens=4096, limits=nothing).candidates[0]
+    assert all_of.step_s <= some.step_s < least.step_s
 
 
 def test_the_space_holds_each_layout_once_with_every_way_to_save_memory() -> None:
