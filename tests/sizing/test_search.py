@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rackscale.sizing.memory import CLOSE, FITS, OUT, host_room
 from rackscale.sizing.recipe import NEWEST, Recipe
 from rackscale.sizing.search import Limits, candidates, divisions, layout_of, price, savings, search
 from rackscale.sizing.size import size
-from rackscale.sizing.space import saved
+from rackscale.sizing.space import NEAR_HOSTS, SHARES, saved
 from rackscale.sizing.step import Step
 from rackscale.workload import Shape
 
@@ -126,7 +127,7 @@ def test_whatever_is_asked_the_search_finds_what_pricing_everything_finds(
     name: str, gpus: int, tokens: int, recipe: Recipe, limits: Limits
 ) -> None:
     model, job = models.model(name), {"gpus": gpus, "global_batch": 2 * gpus, "tokens": tokens, "domain": 8}
-    at = divisions(model, **job, family=recipe.family, limits=limits)  # type: ignore[arg-type]
+    at = divisions(model, **job, family=recipe.family, limits=limits)
     assume(len(at))
     ways = savings(model, chip=recipe.chip, family=recipe.family, limits=limits)
     every = price(model, saved(at, ways), recipe)
@@ -207,15 +208,56 @@ def test_a_dense_model_has_no_modules_of_experts_to_compute_again_and_a_far_host
 
 def test_no_more_is_offloaded_than_a_host_holds() -> None:
     model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72", precision="fp8")
-    found = size(model, recipe, gpus=576, global_batch=1152, tokens=8192, top=50)
-    offloading = [one for one in found.candidates if one.layout.offload]
-    assert offloading
-    assert all(0.0 < one.host_bytes <= host_room(recipe) for one in offloading)
-    everything = price(
-        model, candidates(model, gpus=576, global_batch=1152, tokens=8192, domain=64, chip="GB300"), recipe
-    )
+    job: dict[str, Any] = {"gpus": 576, "global_batch": 1152, "tokens": 8192}
+    for share in (0.25, 0.5, 0.75):
+        for one in size(model, recipe, **job, top=50, limits=Limits(offload=share)).candidates:
+            assert 0.0 < one.host_bytes <= host_room(recipe)
+    everything = price(model, candidates(model, **job, domain=64, chip="GB300"), recipe)
     assert (everything.verdict[everything.host > host_room(recipe)] == OUT).all()
     assert (everything.host > host_room(recipe)).any()
+
+
+@pytest.mark.parametrize("system", ["gb200-nvl72", "dgx-h100"])
+def test_offload_is_tried_unasked_only_near_a_host_and_where_nothing_fits_without(system: str) -> None:
+    model, recipe = models.model("llama3.1-70b"), Recipe(system=system)
+    usual = size(model, recipe, gpus=64, global_batch=64, tokens=8192)
+    assert not any(one.layout.offload for one in usual.candidates)
+    near = recipe.chip in NEAR_HOSTS
+    assert [line.startswith("not tried: activations in host memory") for line in usual.advice] == [
+        True
+    ] * near
+    given = size(model, recipe, gpus=64, global_batch=64, tokens=8192, limits=Limits(offload=0.0))
+    assert given.advice == ()
+    assert given.candidates == usual.candidates
+    long: dict[str, Any] = {"gpus": 8, "global_batch": 8, "tokens": 131_072}
+    short = size(model, recipe, **long)
+    assert bool(short.fitting) == any(one.layout.offload for one in short.candidates) == near
+    assert not size(model, recipe, **long, limits=Limits(offload=0.0)).fitting
+    if near:
+        assert short.advice[0].startswith("nothing is sure to fit without activations in host memory")
+
+
+def test_a_run_is_told_only_of_a_layout_that_fits() -> None:
+    """Tight ones are not sure to, and no text tells of their run."""
+    model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72")
+    told = {}
+    for gpus in (8, 24, 2304):
+        found = size(
+            model, recipe, gpus=gpus, global_batch=gpus, tokens=8192, run_tokens=1e12, usd_per_gpu_hour=3.0
+        )
+        told[found.candidates[0].verdict] = (found.run_tokens, found.run_s is None, found.run_usd is None)
+    assert told == {
+        "out of memory": (1e12, True, True),
+        "tight": (1e12, True, True),
+        "fits": (1e12, False, False),
+    }
+
+
+def test_full_recompute_is_of_all_layers_where_it_is_asked_for() -> None:
+    model = models.model("llama3.1-70b")
+    assert {way.recomputed for way in savings(model, chip="H100", limits=Limits(recompute=FULL))} == {1.0}
+    free = savings(model, chip="H100")
+    assert {way.recomputed for way in free if way.recompute == FULL} == set(SHARES)
 
 
 def test_a_tight_layout_comes_after_those_that_fit() -> None:

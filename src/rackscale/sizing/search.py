@@ -185,9 +185,9 @@ def _hopeful(
         pool.append(bound.layouts.take(_heads(bound, top)))
         fast, short = np.sort(bound.step.seconds[bound.fits])[:top], np.flatnonzero(bound.verdict > reach)
     count = len(at)
-    for chosen in _pieces(short[np.argsort(bound.step.seconds[short], kind="stable")], ways):
-        if len(fast) >= top:
-            chosen = chosen[bound.step.seconds[chosen] <= fast[top - 1]]
+    for some in _pieces(short[np.argsort(bound.step.seconds[short], kind="stable")], ways):
+        slowest = fast[top - 1] if len(fast) >= top else np.inf
+        chosen = some[bound.step.seconds[some] <= slowest]
         if not len(chosen):
             break
         many = _needed(model, at.take(chosen), ways, recipe)
