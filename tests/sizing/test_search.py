@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from rackscale import models
 from rackscale.sizing.constants import fitted
-from rackscale.sizing.layout import Layouts
+from rackscale.sizing.layout import FULL, Layouts
 from rackscale.sizing.memory import CLOSE, FITS, OUT, host_room
-from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.recipe import NEWEST, Recipe
 from rackscale.sizing.search import Limits, candidates, divisions, layout_of, price, savings, search
 from rackscale.sizing.size import size
+from rackscale.sizing.space import NEAR_HOSTS, SHARES, saved
 from rackscale.sizing.step import Step
 from rackscale.workload import Shape
 
@@ -76,7 +80,7 @@ def test_the_search_finds_what_pricing_everything_finds(  # noqa: PLR0917
     every = price(model, space, recipe)
     found = search(model, at, savings(model, chip=recipe.chip, family=family), recipe)
     assert found.considered == len(every.layouts)
-    assert found.priced < found.considered
+    assert not found.fitting or found.priced < found.considered
     assert bool(found.fitting) == bool((every.verdict == FITS).any())
     for verdict in (FITS, CLOSE):
         of_all, of_found = every.verdict == verdict, found.best.verdict == verdict
@@ -85,6 +89,76 @@ def test_the_search_finds_what_pricing_everything_finds(  # noqa: PLR0917
         assert list(ours) == pytest.approx(list(best))
     if every.verdict[every.order[0]] == OUT:
         assert found.best.memory.total[found.best.order[0]] == every.memory.total[every.order[0]]
+
+
+ANY_RECIPE = st.builds(
+    Recipe,
+    system=st.sampled_from(["dgx-h100", "gb300-nvl72", "gb200-nvl72"]),
+    precision=st.sampled_from(["bf16", "fp8"]),
+    family=st.sampled_from(["megatron", "torch"]),
+    task=st.sampled_from(["pretrain", "lora"]),
+    year=st.sampled_from([2024.5, NEWEST]),
+    graphs=st.sampled_from(["none", "step"]),
+    dispatcher=st.sampled_from(["alltoall", "once"]),
+    imbalance=st.sampled_from([1.0, 1.5]),
+    overlaps_ep=st.booleans(),
+    overlaps_tp=st.booleans(),
+)
+ANY_LIMITS = st.builds(
+    Limits,
+    tp=st.sampled_from([None, 1, 4]),
+    cp=st.sampled_from([1, 2]),
+    micro_batch=st.sampled_from([1, 2, 4]),
+    sharding=st.sampled_from([None, "zero1", "zero2", "fsdp"]),
+    recompute=st.sampled_from([None, frozenset(), frozenset({"norm", "activation"}), FULL]),
+    offload=st.sampled_from([None, 0.0, 0.25, 0.9]),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(["llama3.1-8b", "qwen3-30b-a3b", "llama3.1-70b"]),
+    gpus=st.sampled_from([8, 16, 32]),
+    tokens=st.sampled_from([4096, 16_384]),
+    recipe=ANY_RECIPE,
+    limits=ANY_LIMITS,
+)
+def test_whatever_is_asked_the_search_finds_what_pricing_everything_finds(
+    name: str, gpus: int, tokens: int, recipe: Recipe, limits: Limits
+) -> None:
+    model, job = models.model(name), {"gpus": gpus, "global_batch": 2 * gpus, "tokens": tokens, "domain": 8}
+    at = divisions(model, **job, family=recipe.family, limits=limits)
+    assume(len(at))
+    ways = savings(model, chip=recipe.chip, family=recipe.family, limits=limits)
+    every = price(model, saved(at, ways), recipe)
+    found = search(model, at, ways, recipe)
+    first, ours = every.order[0], found.best.order[0]
+    verdict = every.verdict[first]
+    assert found.best.verdict[ours] == verdict
+    if verdict == OUT:
+        assert found.best.memory.total[ours] == pytest.approx(every.memory.total[first])
+    else:
+        assert found.best.step.seconds[ours] == pytest.approx(every.step.seconds[first])
+    best = every.verdict.reshape(len(at), -1).min(axis=1)
+    assert (found.fitting, found.tight) == ((best == FITS).sum(), (best == CLOSE).sum())
+    close = every.step.seconds[every.verdict == CLOSE]
+    if verdict == FITS and len(close) and close.min() < every.step.seconds[first]:
+        tight = found.best.verdict == CLOSE
+        assert found.best.step.seconds[tight].min() == pytest.approx(close.min())
+
+
+def test_where_some_is_offloaded_computing_more_again_may_be_faster() -> None:
+    """It leaves less to send over a slow link."""
+    model, recipe = models.model("llama3.1-8b"), Recipe(system="p5", precision="fp8", dispatcher="alltoall")
+    asked = Limits(sharding="zero2", offload=0.9)
+    more = replace(asked, recompute=frozenset({"activation", "norm", "attention", "mlp"}))
+    all_of, some = (
+        size(model, recipe, gpus=8, global_batch=16, tokens=4096, limits=limits).candidates[0]
+        for limits in (asked, more)
+    )
+    nothing = replace(asked, recompute=frozenset())
+    least = size(model, recipe, gpus=8, global_batch=16, tokens=4096, limits=nothing).candidates[0]
+    assert all_of.step_s <= some.step_s < least.step_s
 
 
 def test_the_space_holds_each_layout_once_with_every_way_to_save_memory() -> None:
@@ -134,15 +208,56 @@ def test_a_dense_model_has_no_modules_of_experts_to_compute_again_and_a_far_host
 
 def test_no_more_is_offloaded_than_a_host_holds() -> None:
     model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72", precision="fp8")
-    found = size(model, recipe, gpus=576, global_batch=1152, tokens=8192, top=50)
-    offloading = [one for one in found.candidates if one.layout.offload]
-    assert offloading
-    assert all(0.0 < one.host_bytes <= host_room(recipe) for one in offloading)
-    everything = price(
-        model, candidates(model, gpus=576, global_batch=1152, tokens=8192, domain=64, chip="GB300"), recipe
-    )
+    job: dict[str, Any] = {"gpus": 576, "global_batch": 1152, "tokens": 8192}
+    for share in (0.25, 0.5, 0.75):
+        for one in size(model, recipe, **job, top=50, limits=Limits(offload=share)).candidates:
+            assert 0.0 < one.host_bytes <= host_room(recipe)
+    everything = price(model, candidates(model, **job, domain=64, chip="GB300"), recipe)
     assert (everything.verdict[everything.host > host_room(recipe)] == OUT).all()
     assert (everything.host > host_room(recipe)).any()
+
+
+@pytest.mark.parametrize("system", ["gb200-nvl72", "dgx-h100"])
+def test_offload_is_tried_unasked_only_near_a_host_and_where_nothing_fits_without(system: str) -> None:
+    model, recipe = models.model("llama3.1-70b"), Recipe(system=system)
+    usual = size(model, recipe, gpus=64, global_batch=64, tokens=8192)
+    assert not any(one.layout.offload for one in usual.candidates)
+    near = recipe.chip in NEAR_HOSTS
+    assert [line.startswith("not tried: activations in host memory") for line in usual.advice] == [
+        True
+    ] * near
+    given = size(model, recipe, gpus=64, global_batch=64, tokens=8192, limits=Limits(offload=0.0))
+    assert given.advice == ()
+    assert given.candidates == usual.candidates
+    long: dict[str, Any] = {"gpus": 8, "global_batch": 8, "tokens": 131_072}
+    short = size(model, recipe, **long)
+    assert bool(short.fitting) == any(one.layout.offload for one in short.candidates) == near
+    assert not size(model, recipe, **long, limits=Limits(offload=0.0)).fitting
+    if near:
+        assert short.advice[0].startswith("nothing is sure to fit without activations in host memory")
+
+
+def test_a_run_is_told_only_of_a_layout_that_fits() -> None:
+    """Tight ones are not sure to, and no text tells of their run."""
+    model, recipe = models.model("llama3.1-405b"), Recipe(system="u-p6e-gb300x72")
+    told = {}
+    for gpus in (8, 24, 2304):
+        found = size(
+            model, recipe, gpus=gpus, global_batch=gpus, tokens=8192, run_tokens=1e12, usd_per_gpu_hour=3.0
+        )
+        told[found.candidates[0].verdict] = (found.run_tokens, found.run_s is None, found.run_usd is None)
+    assert told == {
+        "out of memory": (1e12, True, True),
+        "tight": (1e12, True, True),
+        "fits": (1e12, False, False),
+    }
+
+
+def test_full_recompute_is_of_all_layers_where_it_is_asked_for() -> None:
+    model = models.model("llama3.1-70b")
+    assert {way.recomputed for way in savings(model, chip="H100", limits=Limits(recompute=FULL))} == {1.0}
+    free = savings(model, chip="H100")
+    assert {way.recomputed for way in free if way.recompute == FULL} == set(SHARES)
 
 
 def test_a_tight_layout_comes_after_those_that_fit() -> None:

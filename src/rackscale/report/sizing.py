@@ -175,6 +175,7 @@ def _best(found: Sizing, recipe: Recipe) -> list[str]:
         f"memory of 1: {_memory_in_words(best, found.hbm_bytes)}",
         peak,
         *_faster(found),
+        *found.advice,
         *_slowest(best),
         _goodput(found),
         *_run(found, best),

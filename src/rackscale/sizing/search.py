@@ -1,14 +1,16 @@
 """The best of all layouts: what can win is priced, what cannot is known not to.
 
-Savings never make a step faster (space.py), so a division's time without any is a bound on its time with them.
-Divisions are taken in the order of their bounds, and the search ends where the next bound is slower than the last
-layout that will be shown. Of a division's savings only those are priced that fit where nothing less does. It finds what
-pricing everything finds: tests/sizing/test_search.py does both.
+Savings never make a step faster than it is without any (space.py), so a division's time with the least recompute that
+was asked for, nothing offloaded and gradients whole is a bound on its time with them. Divisions are taken in the order
+of their bounds, and the search ends where the next bound is slower than the last layout that will be shown. Of a
+division's savings only those are priced that fit where nothing less does; where a share of offload was asked for, most
+of them, since more recompute leaves less to send. It finds the fastest that pricing everything finds, and the same
+verdict: tests/sizing/test_search.py does both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -19,7 +21,7 @@ from rackscale.models.description import Experts, Model
 from rackscale.sizing.constants import fitted, roles
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Layout, Layouts
-from rackscale.sizing.memory import CLOSE, FITS, OUT, Memory, judged
+from rackscale.sizing.memory import CLOSE, FITS, OUT, Memory, judged, memory, verdicts
 from rackscale.sizing.parts import parts
 from rackscale.sizing.recipe import NEWEST, Recipe
 from rackscale.sizing.space import WAYS, Limits, Saving, can_scatter, candidates, divisions, saved, savings
@@ -77,7 +79,7 @@ class Found:
     tight: int
     """Divisions that may fit."""
     priced: int
-    """Layouts whose time or memory was computed; the others are known not to win."""
+    """Layouts whose time or memory was computed, each as often as it was; the others are known not to win."""
 
 
 def factors(recipe: Recipe, *, experts: Experts | None, values: dict[str, float] | None = None) -> Factors:
@@ -115,32 +117,53 @@ def search(
     values: dict[str, float] | None = None,
 ) -> Found:
     """The `top` best of the divisions `at` with the savings `ways`; of one division only what nothing less does."""
-    leanest, reach = _reach(model, at, ways, recipe)
+    reach, tried = _reach(model, at, ways, recipe)
     hopeful = np.flatnonzero(reach < OUT)
     if len(hopeful):
         pool, count = _hopeful(model, at.take(hopeful), reach[hopeful], ways, recipe, top=top, values=values)
     else:
-        pool, count = [saved(at.take(np.argsort(leanest, kind="stable")[:top]), ways[-1:])], 0
+        pool, count = [_leanest(model, at, ways, recipe, top=top)], len(at) * len(ways)
     return Found(
         best=price(model, Layouts.join(pool), recipe, values=values),
         considered=_size(at, ways),
         divisions=len(at),
         fitting=int(np.count_nonzero(reach == FITS)),
         tight=int(np.count_nonzero(reach == CLOSE)),
-        priced=len(at) + count,
+        priced=len(at) + tried + count,
     )
 
 
 def _reach(
     model: Model, at: Layouts, ways: Sequence[Saving], recipe: Recipe
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
-    """Of each division: the bytes that it needs with all that can be saved, and the best verdict.
+) -> tuple[npt.NDArray[np.int8], int]:
+    """The best verdict of each division: of the last saving, and where that is not sure to fit, of all.
 
-    All but offload, which a host may have no room for: each share of it counts.
+    But where its states alone are too much: the last saving divides them most. And how many layouts that concerned.
     """
-    most = [way for way in ways if replace(way, offload=ways[-1].offload) == ways[-1]]
-    needs, _, verdict = judged(model, saved(at, most), recipe)
-    return needs.total.reshape(len(at), -1)[:, -1], verdict.reshape(len(at), -1).min(axis=1)
+    needs, _, reach = judged(model, saved(at, ways[-1:]), recipe)
+    states = needs.parameters + needs.gradients + needs.optimizer
+    hopeless = verdicts(states, recipe.hardware.accelerator.hbm_bytes) == OUT
+    short = np.flatnonzero((reach > FITS) & ~hopeless)
+    for chosen in _pieces(short, ways):
+        verdict = judged(model, saved(at.take(chosen), ways), recipe)[2]
+        reach[chosen] = verdict.reshape(len(chosen), -1).min(axis=1)
+    return reach, len(short) * len(ways)
+
+
+def _leanest(model: Model, at: Layouts, ways: Sequence[Saving], recipe: Recipe, *, top: int) -> Layouts:
+    """The `top` divisions that need least memory, each with the saving that needs least."""
+    least, way = np.zeros(len(at)), np.zeros(len(at), dtype=np.intp)
+    for chosen in _pieces(np.arange(len(at)), ways):
+        needs = memory(model, saved(at.take(chosen), ways), recipe).total.reshape(len(chosen), -1)
+        least[chosen], way[chosen] = needs.min(axis=1), needs.argmin(axis=1)
+    first = np.argsort(least, kind="stable")[:top]
+    return saved(at.take(first), ways).take(np.arange(len(first)) * len(ways) + way[first])
+
+
+def _pieces(places: npt.NDArray[np.intp], ways: Sequence[Saving]) -> Iterator[npt.NDArray[np.intp]]:
+    """Divisions to expand at once."""
+    width = max(AT_ONCE // len(ways), 1)
+    return (places[begin : begin + width] for begin in range(0, len(places), width))
 
 
 def _hopeful(
@@ -154,16 +177,17 @@ def _hopeful(
     values: dict[str, float] | None,
 ) -> tuple[list[Layouts], int]:
     """Of divisions whose best verdict is `reach`: the best as they are, and with the savings that improve them."""
-    plain = price(model, saved(at, ways[:1]), recipe, values=values)
-    pool, count = [plain.layouts.take(_heads(plain, top))], len(at)
-    fast = np.sort(plain.step.seconds[plain.fits])[:top]
-    short = np.flatnonzero(plain.verdict > reach)
-    order = short[np.argsort(plain.step.seconds[short], kind="stable")]
-    width = max(AT_ONCE // len(ways), 1)
-    for begin in range(0, len(order), width):
-        chosen = order[begin : begin + width]
-        if len(fast) >= top:
-            chosen = chosen[plain.step.seconds[chosen] <= fast[top - 1]]
+    least = replace(ways[0], offload=0.0)
+    bound = price(model, saved(at, [least]), recipe, values=values)
+    pool: list[Layouts] = []
+    fast, short = np.zeros(0), np.arange(len(at))
+    if least == ways[0]:  # one of the layouts to choose from
+        pool.append(bound.layouts.take(_heads(bound, top)))
+        fast, short = np.sort(bound.step.seconds[bound.fits])[:top], np.flatnonzero(bound.verdict > reach)
+    count = len(at)
+    for some in _pieces(short[np.argsort(bound.step.seconds[short], kind="stable")], ways):
+        slowest = fast[top - 1] if len(fast) >= top else np.inf
+        chosen = some[bound.step.seconds[some] <= slowest]
         if not len(chosen):
             break
         many = _needed(model, at.take(chosen), ways, recipe)
@@ -175,7 +199,7 @@ def _hopeful(
 
 
 def _needed(model: Model, at: Layouts, ways: Sequence[Saving], recipe: Recipe) -> Layouts:
-    """Each division with the savings that get a better verdict than any that gives up less."""
+    """Each division with the savings that get a better verdict than any that gives up less, or that none is below."""
     many = saved(at, ways)
     verdict = judged(model, many, recipe)[2].reshape(len(at), len(ways))
     keep = np.zeros(verdict.shape, dtype=bool)
@@ -183,6 +207,8 @@ def _needed(model: Model, at: Layouts, ways: Sequence[Saving], recipe: Recipe) -
         less = [other for other, some in enumerate(ways) if some.within(way)]
         if less:
             keep[:, place] = verdict[:, place] < verdict[:, less].min(axis=1)
+        elif way.offload:  # with none, it is the bound, which is priced
+            keep[:, place] = verdict[:, place] < OUT
     return many.take(keep.ravel())
 
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from rackscale.models.description import Model
 from rackscale.sizing import bands
@@ -23,6 +24,7 @@ from rackscale.sizing.provenance import Input, inputs
 from rackscale.sizing.recipe import Recipe
 from rackscale.sizing.search import Found, Limits, Priced, divisions, layout_of, savings, search
 from rackscale.sizing.segments import domain_gpus
+from rackscale.sizing.space import NEAR_HOSTS, uneven
 from rackscale.sizing.step import Step
 from rackscale.workload import Offer, Shape
 
@@ -35,6 +37,11 @@ VERDICTS: tuple[Verdict, ...] = ("fits", "tight", "out of memory")
 P99_PER_DOUBLING = 0.0072
 """How much longer the 99th percentile of a step is than its median, per doubling of GPUs beyond 8: 1.067 was measured
 on 5,120 GB200; that it grows so in between is assumed."""
+
+
+FEW = "few measured steps say what that costs"
+UNTRIED = f"not tried: activations in host memory, which is near here (--offload 0.25 to 0.75); {FEW}"
+OFFLOADED = f"nothing is sure to fit without activations in host memory (offload); {FEW}"
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -98,13 +105,13 @@ class Sizing(Struct, frozen=True, kw_only=True):
     peak_flop_per_s: float
     flops_per_token: float
     advice: tuple[str, ...]
-    """What to change where nothing fits."""
+    """What to change where nothing fits; else whether offload, which is not tried unasked, could be."""
     checkpoint: Checkpoint
     """What one takes, and a restart from it."""
     goodput: Goodput
     run_tokens: float | None
     run_s: float | None
-    """Expected wall time to `run_tokens` by the best layout, with failures and checkpoints."""
+    """Expected wall time to `run_tokens` by the best layout, with failures and checkpoints; None where none fits."""
     run_usd: float | None
     inputs: tuple[Input, ...]
 
@@ -137,37 +144,50 @@ def size(
     """
     near = domain_gpus(recipe.system, gpus) if domain is None else domain
     asked = {"gpus": gpus, "global_batch": global_batch, "tokens": tokens, "domain": near}
-    at = divisions(model, **asked, family=recipe.family, limits=limits)
-    if not len(at):
-        raise ValueError(_undivided(gpus, global_batch))
-    ways = savings(model, chip=recipe.chip, family=recipe.family, limits=limits)
-    found = search(model, at, ways, recipe, top=top, values=values)
+    found = _found(model, recipe, limits or Limits(), top=top, values=values, **asked)
     saved = checkpoint(model, recipe, gpus=gpus).given(stall_s=checkpoint_s, restart_s=restart_s)
     rests_on = inputs(
-        model,
-        recipe,
-        gpus=gpus,
-        failures_per_gpu_hour=failures_per_gpu_hour,
-        p99_per_doubling=P99_PER_DOUBLING,
-        saved=saved,
-        usd_per_gpu_hour=usd_per_gpu_hour,
-    )
+        model, recipe, gpus=gpus, failures_per_gpu_hour=failures_per_gpu_hour, p99_per_doubling=P99_PER_DOUBLING,
+        saved=saved, usd_per_gpu_hour=usd_per_gpu_hour,
+    )  # fmt: skip
     usd = usd_per_gpu_hour if usd_per_gpu_hour is not None else recipe.usd_per_gpu_hour
     good = _goodput(gpus, failures_per_gpu_hour, saved)
-    return _answer(
-        model,
-        recipe,
-        found,
-        saved=saved,
-        good=good,
-        rests_on=rests_on,
-        run_tokens=run_tokens,
-        top=top,
-        usd=usd,
-    )
+    answer = _answer(model, recipe, found, saved=saved, good=good, rests_on=rests_on, top=top, usd=usd)
+    answer = replace(answer, advice=_advice(found, recipe, limits or Limits()))
+    return answer if run_tokens is None else _with_run(answer, run_tokens, usd)
 
 
-def _undivided(gpus: int, global_batch: int) -> str:
+def _found(
+    model: Model,
+    recipe: Recipe,
+    limits: Limits,
+    *,
+    top: int,
+    values: dict[str, float] | None,
+    **asked: int,
+) -> Found:
+    """The best layouts; with activations offloaded where that was asked for, or where nothing fits without.
+
+    Raises ValueError where no layout divides the job evenly.
+    """
+    at = divisions(model, **asked, family=recipe.family, limits=limits)
+    if not len(at):
+        raise ValueError(uneven(model, gpus=asked["gpus"], limits=limits) or _undivided(**asked))
+
+    def best(chip: str) -> Found:
+        ways = savings(model, chip=chip, family=recipe.family, limits=limits)
+        return search(model, at, ways, recipe, top=top, values=values)
+
+    found = best("")
+    return found if found.fitting or not _near(recipe, limits) else best(recipe.chip)
+
+
+def _near(recipe: Recipe, limits: Limits) -> bool:
+    """Whether activations could wait in host memory, and nobody said how many."""
+    return recipe.chip in NEAR_HOSTS and limits.offload is None
+
+
+def _undivided(*, gpus: int, global_batch: int, **_: int) -> str:
     return (
         f"no layout divides {gpus} GPUs and a global batch of {global_batch} sequences evenly:"
         " choose a batch that is a multiple of the data-parallel replicas"
@@ -175,27 +195,18 @@ def _undivided(gpus: int, global_batch: int) -> str:
 
 
 def _answer(
-    model: Model,
-    recipe: Recipe,
-    found: Found,
-    *,
-    saved: Checkpoint,
-    good: Goodput,
-    rests_on: tuple[Input, ...],
-    run_tokens: float | None,
-    top: int,
-    usd: float | None,
-) -> Sizing:
-    """Everything that is told of what was found."""
+    model: Model, recipe: Recipe, found: Found, *, saved: Checkpoint, good: Goodput, rests_on: tuple[Input, ...],
+    top: int, usd: float | None,
+) -> Sizing:  # fmt: skip
+    """Everything that is told of what was found, but for a whole run."""
     at = found.best.layouts
-    gpus, tokens = int(at.gpus[0]), int(at.tokens[0])
+    tokens = int(at.tokens[0])
     per_token = flops_per_token(model, tokens, trains_all=recipe.task != "lora")
     best, faster = _candidates(model, found.best, recipe, per_token=per_token, usd=usd, top=top)
-    run_s = None if run_tokens is None else _run_s(run_tokens, best[0], gpus, good)
     return Sizing(
         model=model.name,
         system=recipe.system,
-        gpus=gpus,
+        gpus=int(at.gpus[0]),
         domain_gpus=int(at.domain[0]),
         global_batch=int(at.global_batch[0]),
         sequence_tokens=tokens,
@@ -208,14 +219,24 @@ def _answer(
         hbm_bytes=recipe.hardware.accelerator.hbm_bytes,
         peak_flop_per_s=recipe.peak_flop_per_s,
         flops_per_token=per_token,
-        advice=_advice(found, recipe),
+        advice=(),
         checkpoint=saved,
         goodput=good,
-        run_tokens=run_tokens,
-        run_s=run_s,
-        run_usd=None if run_s is None or usd is None else run_s / 3600.0 * gpus * usd,
+        run_tokens=None,
+        run_s=None,
+        run_usd=None,
         inputs=rests_on,
     )
+
+
+def _with_run(answer: Sizing, tokens: float, usd: float | None) -> Sizing:
+    """With what a run takes; of a layout that is not sure to fit nothing is told."""
+    best, gpus = answer.candidates[0], answer.gpus
+    if not best.fits:
+        return replace(answer, run_tokens=tokens)
+    run_s = _run_s(tokens, best, gpus, answer.goodput)
+    run_usd = None if usd is None else run_s / 3600.0 * gpus * usd
+    return replace(answer, run_tokens=tokens, run_s=run_s, run_usd=run_usd)
 
 
 def _goodput(gpus: int, failures_per_gpu_hour: float, saved: Checkpoint) -> Goodput:
@@ -228,10 +249,10 @@ def _goodput(gpus: int, failures_per_gpu_hour: float, saved: Checkpoint) -> Good
     )
 
 
-def _advice(found: Found, recipe: Recipe) -> tuple[str, ...]:
-    """Where nothing fits for sure."""
+def _advice(found: Found, recipe: Recipe, limits: Limits) -> tuple[str, ...]:
+    """What to change where nothing fits for sure, and what was not tried or is less sure where something does."""
     if found.fitting:
-        return ()
+        return (OFFLOADED if found.best.layouts.offload.any() else UNTRIED,) if _near(recipe, limits) else ()
     if found.tight:
         near = (
             f"{found.tight:,} divisions of the GPUs come within {TIGHT:.0%} of the memory, above it or below"

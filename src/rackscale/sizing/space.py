@@ -1,8 +1,9 @@
 """The layouts to choose from: how GPUs can be divided, and how each division can save memory.
 
 A division says who computes what: degrees of parallelism, micro-batch, sharding. A saving says what a division gives up
-to need less memory: what is computed again, what waits in host memory, gradients divided (ZeRO-2). Savings never make a
-step faster, so that a division without any bounds what it can reach: see search.py.
+to need less memory: what is computed again, what waits in host memory, gradients divided (ZeRO-2). No step is faster
+with savings than without any, so that a division without bounds what it can reach: see search.py. (Of two that offload
+activations, the one that computes more again may be faster: it has less to send.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Array, Layout, Lay
 from rackscale.sizing.work import layers_of, works_of
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
-VIRTUAL = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
+VIRTUAL = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24)
+SPARE = 3
+"""Layers' places in a pipeline's chunks that may stay free: Megatron lets the embedding and the head account for one
+each (126 layers of Llama 3.1 405B in 128 places), and DeepSeek-V3's 61 were run in 64 without the one that predicts
+further tokens."""
 CONTEXT = (1, 2, 4, 8, 16, 32)
 LEAST_TOKENS = 2048
 """Of a sequence on each rank of context parallelism; less leaves attention's kernels nothing to do (assumed)."""
@@ -46,11 +51,12 @@ RECOMPUTE: tuple[frozenset[str], ...] = (
 )
 """What recipes compute again, from least to most; modules that a model lacks fall out."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of layers that are computed again as a whole (Megatron's method "block")."""
+"""Of layers that are computed again as a whole (Megatron's method "block"); all of them where that is asked for."""
 OFFLOAD = (0.0, 0.25, 0.5, 0.75)
 """Shares of layers whose activations wait in host memory. Megatron keeps at least the last layer on the accelerator."""
 NEAR_HOSTS = frozenset({"GB200", "GB300"})
-"""Accelerators with a coherent link to their host's memory (NVLink-C2C): only there offloading is tried unasked."""
+"""Accelerators with a coherent link to their host's memory (NVLink-C2C): only there offloading is tried unasked, and
+only where nothing fits without, since few measured steps say what it costs."""
 
 STAGED = frozenset({"torch", "maxtext"})
 """Frameworks that divide parameters or gradients in a pipeline's stages too (torchtitan, MaxText). Megatron-FSDP, which
@@ -72,7 +78,7 @@ class Limits:
     """One of WAYS."""
     recompute: frozenset[str] | None = None
     offload: float | None = None
-    """Share of layers; None: tried where host memory is near."""
+    """Share of layers; None: tried where host memory is near and nothing fits without."""
     zero_bubble: bool = False
     """Pipelines by ZB-H1 instead of interleaving; no measurement of one was at hand."""
     ulysses: bool = False
@@ -114,7 +120,10 @@ def stages(family: str, limits: Limits) -> bool:
 def savings(
     model: Model, *, chip: str, family: str = "torch", limits: Limits | None = None
 ) -> tuple[Saving, ...]:
-    """Every saving that the limits allow: the first gives up least, the last one most."""
+    """Every saving that the limits allow; the first computes least again.
+
+    Shares of layers are offloaded where `chip` is one of NEAR_HOSTS, or where the limits say so.
+    """
     limits = limits or Limits()
     has = {module for module in MODULES if module in _modules(model)}
     sets = dict.fromkeys(again if again == FULL else again & has for again in RECOMPUTE)
@@ -123,7 +132,7 @@ def savings(
     return tuple(
         Saving(recompute=again, recomputed=part, offload=share, zero2=divided, staged=stages(family, limits))
         for again in (sets if limits.recompute is None else (limits.recompute,))
-        for part in (SHARES if again == FULL else (1.0,))
+        for part in (SHARES if again == FULL and limits.recompute is None else (1.0,))
         for share in (offload if limits.offload is None else (limits.offload,))
         for divided in zero2
     )
@@ -168,25 +177,19 @@ def divisions(
 ) -> Layouts:
     """Every division that a framework would accept, with nothing given up.
 
-    Tensor parallelism stays inside an NVLink domain; an expert is whole or divided as attention is; pipelines
-    interleave only where micro-batches come in whole rounds; FSDP goes with them where the framework (`family`) has it.
+    Tensor parallelism stays inside an NVLink domain; an expert is whole or divided as attention is; a pipeline's chunks
+    are full but for SPARE places, and interleave only where micro-batches come in whole rounds; FSDP goes with them
+    where the framework (`family`) has it.
     """
     limits = limits or Limits()
-    asked = _Asked(
-        model=model,
-        gpus=gpus,
-        global_batch=global_batch,
-        tokens=tokens,
-        domain=domain,
-        staged=stages(family, limits),
-        limits=limits,
-    )
+    batch = {"gpus": gpus, "global_batch": global_batch, "tokens": tokens, "domain": domain}
+    asked = _Asked(model=model, **batch, staged=stages(family, limits), limits=limits)
     at = asked.shares(asked.passes())
     one = np.ones_like(at["tp"])
     sharding, replicas = at.pop("sharding"), gpus / (at["tp"] * at["pp"] * at["cp"])
     return Layouts(
         **at,
-        gpus=gpus * one,
+        **{name: count * one for name, count in batch.items()},
         zero_bubble=limits.zero_bubble * (at["pp"] > 1) * one,
         ulysses=limits.ulysses * (at["cp"] > 1) * one,
         sharding=np.where(sharding >= DIVIDED.index("fsdp"), FSDP, ZERO1),
@@ -194,10 +197,7 @@ def divisions(
         again=tuple(0.0 * one for _ in MODULES),
         full=0.0 * one,
         offload=0.0 * one,
-        global_batch=global_batch * one,
-        tokens=tokens * one,
         document=tokens * one,
-        domain=domain * one,
     )
 
 
@@ -228,6 +228,38 @@ def candidates(
     return many if all(way.zero2 for way in ways) else many.take(~twice)
 
 
+def spare(model: Model, chunks: Array) -> Array:
+    """Places for layers that stay free where as many chunks of a pipeline are alike."""
+    return np.asarray(np.ceil(_depth(model) / chunks - 1e-9) * chunks - _depth(model))
+
+
+def uneven(model: Model, *, gpus: int, limits: Limits) -> str | None:
+    """Why no pipeline within `limits` divides the model's layers, and what does; None: one does."""
+    depths = [n for n in divisors(gpus) if n <= _depth(model)]
+    pps = depths if limits.pp is None else [limits.pp]
+    virtuals = VIRTUAL if limits.virtual is None else (limits.virtual,)
+
+    def good(pp: int, virtual: int) -> bool:
+        chunks = np.array(float(pp * virtual))
+        return (pp > 1 or virtual == 1) and bool(spare(model, chunks) <= SPARE)
+
+    if any(good(pp, virtual) for pp in pps for virtual in virtuals):
+        return None
+    told = {"--pp": limits.pp, "--virtual": limits.virtual}
+    given = " ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+    if limits.pp == 1:
+        return f"{given}: only a pipeline's stages have chunks: say a higher --pp, or --virtual 1"
+    ways = {
+        "--virtual": [n for n in VIRTUAL if limits.pp and good(limits.pp, n)],
+        "--pp": [n for n in depths if good(n, limits.virtual or 1)],
+    }
+    fixes = [f"{name} {' or '.join(map(str, some))}" for name, some in ways.items() if some]
+    return (
+        f"{given}: the {_depth(model)} layers of {model.name} would leave more than {SPARE} places free in chunks that"
+        f" are alike: say {', or '.join(fixes) or 'another --virtual'}"
+    )
+
+
 def divisors(number: int) -> list[int]:
     """In ascending order."""
     return [n for n in range(1, number + 1) if number % n == 0]
@@ -247,12 +279,12 @@ class _Asked:
 
     def passes(self) -> dict[str, Array]:
         """Who works on which tokens and layers: degrees that divide evenly, with whole rounds of micro-batches."""
-        limits, depth = self.limits, self.model.depth + self.model.mtp_layers
+        limits = self.limits
         tps = (n for n in divisors(_heads(self.model) or 8) if n <= 64 and not self.domain % n)
         cps = (n for n in CONTEXT if n == 1 or self.tokens // n >= LEAST_TOKENS)
         of = _grid(
             tp=_or(limits.tp, tps),
-            pp=_or(limits.pp, (n for n in divisors(self.gpus) if n <= depth)),
+            pp=_or(limits.pp, (n for n in divisors(self.gpus) if n <= _depth(self.model))),
             cp=_or(limits.cp, cps),
             micro_batch=_or(limits.micro_batch, MICRO_BATCHES),
             virtual=_or(limits.virtual, VIRTUAL),
@@ -261,8 +293,8 @@ class _Asked:
         replicas = self.gpus / (tp * pp * cp)
         passes = self.global_batch / (of["micro_batch"] * replicas)
         good = (replicas == np.floor(replicas)) & (passes == np.floor(passes)) & (passes >= pp)
-        good &= pp * virtual <= depth
-        good &= (virtual == 1) | ((pp > 1) & (passes % pp == 0) & (depth % (pp * virtual) == 0))
+        good &= spare(self.model, pp * virtual) <= SPARE
+        good &= (virtual == 1) | ((pp > 1) & (passes % pp == 0))
         if limits.zero_bubble:
             good &= virtual == 1
         if limits.ulysses:
@@ -305,6 +337,11 @@ def _grid(**choices: Iterable[int]) -> dict[str, Array]:
 
 def _or(limit: int | None, every: Iterable[int]) -> Iterable[int]:
     return every if limit is None else [limit]
+
+
+def _depth(model: Model) -> int:
+    """Layers, with those that predict further tokens."""
+    return model.depth + model.mtp_layers
 
 
 def _heads(model: Model) -> int:
