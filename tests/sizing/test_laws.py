@@ -188,6 +188,8 @@ def test_offload_never_needs_more_memory_nor_less_time(model: Model, layout: Lay
 def test_dividing_experts_divides_what_they_keep(layout: Layout, system: str, ways: int) -> None:
     """Experts over tensor-parallel ranks: the same parameters as over as many more expert-parallel ranks."""
     model, recipe = models.model("deepseek-v3-671b"), Recipe(system=system)
+    # in a pipeline the fullest stage may be another one where experts keep less
+    layout = changed(layout, gpus=layout.gpus // layout.pp, pp=1, virtual=1)
     ranks = layout.tp * layout.cp * layout.dp
     assume(ranks % (layout.ep * ways) == 0 and layout.ep * ways <= 256)
     whole, divided, apart = (

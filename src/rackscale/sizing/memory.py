@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 
-from rackscale.models.description import Model
+from rackscale.models.description import Layers, Model
 from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layouts
 from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.stage import (
+    Weights,
+    chunk_layers,
+    first_stage,
+    later_stage,
+    matrices_of,
+    vocabulary,
+    weights_of,
+    widths,
+)
 from rackscale.sizing.work import BF16, Work, head_work, layers_of, tokens_of, works_of
 
 _, ZERO1, ZERO2, FSDP = range(len(SHARDINGS))
@@ -81,122 +93,196 @@ def judged(model: Model, at: Layouts, recipe: Recipe) -> tuple[Memory, Array, np
 
 
 def memory(model: Model, at: Layouts, recipe: Recipe) -> Memory:
-    """What the fullest stage of a pipeline needs: the first or the last one."""
+    """What the fullest stage of a pipeline needs: the first, the second or the last one."""
     return _needs(model, at, recipe)[0]
 
 
-def _needs(model: Model, at: Layouts, recipe: Recipe) -> tuple[Memory, Array]:
-    """Of the accelerator, and of its host."""
-    found = _layers(model, at, recipe)
-    states = _states(model, found, at)
-    logits = recipe.logit_copies * head_work(model, at).kept[""] / (1.0 + model.mtp_layers)
-    first, last = _flying(at)
-    kept = found.kept * _crowded(model, at)
-    # the first stage has the most micro-batches in flight, the last one the logits
-    ends_first = kept * first >= kept * last + logits
-    logits = np.where((at.pp > 1) & ends_first, 0.0, logits)
-    flying = kept * np.where(ends_first, first, last)
-    activations = flying * (1.0 - at.offload) + found.widest
-    parameters = states.weights * recipe.weight_bytes
-    gradients = states.gradients * recipe.gradient_bytes * recipe.trained
-    optimizer = states.optimizer * optimizer_bytes(recipe) * recipe.trained
-    bucket = states.unreduced * recipe.gradient_bytes * recipe.trained
-    needs = Memory(
-        parameters=parameters,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=activations,
-        logits=logits,
-        buffers=states.gathered * BF16 + bucket + found.sent + CONTEXT_BYTES,
-        fragments=FRAGMENTS * (parameters + gradients + optimizer + activations + logits),
-    )
-    return needs, flying * at.offload
-
-
 @dataclass(slots=True, kw_only=True)
-class _Stage:
-    """Of an average stage: parameters in numbers, activations in bytes."""
+class _Kind:
+    """Of one layer of a kind."""
 
-    own: Array
-    routed: Array
-    """Of experts."""
+    weights: Weights
     kept: Array
-    """For the backward pass, of one micro-batch."""
-    widest: Array
-    """Of the widest layer, with nothing computed again."""
+    """Bytes for the backward pass, of one micro-batch."""
+    everything: Array
+    """The same with nothing computed again."""
     sent: Array
-    """Tokens on their way to experts, and as many that come."""
+    """Bytes of tokens on their way to experts, and of as many that come."""
 
 
 @dataclass(slots=True, kw_only=True)
-class _States:
-    """Parameters whose states one GPU holds, in numbers."""
+class _Held:
+    """Of one stage."""
 
-    weights: Array
+    parameters: Array
     gradients: Array
     optimizer: Array
-    gathered: Array
-    """FSDP: of the layer that is computed, of the next one, and of the vocabulary."""
+    flying: Array
+    """Activations of all micro-batches in flight, on the accelerator or the host."""
+    logits: Array
+    ends: Array
+    """FSDP: bytes of the vocabulary's matrices, gathered."""
     unreduced: Array
     """Gradients of a layer until they are scattered, where ranks divide them."""
 
 
-def _states(model: Model, found: _Stage, at: Layouts) -> _States:
-    """ZeRO-1 divides the optimizer's states, ZeRO-2 gradients too, FSDP everything (arXiv:1910.02054).
+def _needs(model: Model, at: Layouts, recipe: Recipe) -> tuple[Memory, Array]:
+    """Of the accelerator, and of its host."""
+    kinds = layers_of(model)
+    found = [_kind(works_of(kind, model, at), model, at, recipe) for kind in kinds]
+    held = _fullest(kinds, found, model, at, recipe)
+    widest = _most([one.everything for one in found])
+    activations = held.flying * (1.0 - at.offload) + widest
+    gathered = np.where(at.sharding == FSDP, _gathered(kinds, found), 0.0) + held.ends
+    states = held.parameters + held.gradients + held.optimizer
+    needs = Memory(
+        parameters=held.parameters,
+        gradients=held.gradients,
+        optimizer=held.optimizer,
+        activations=activations,
+        logits=held.logits,
+        buffers=gathered + held.unreduced + _most([one.sent for one in found]) + CONTEXT_BYTES,
+        fragments=FRAGMENTS * (states + activations + held.logits),
+    )
+    return needs, held.flying * at.offload
 
-    ZeRO-2 scatters each micro-batch's gradients, layer by layer, as DeepSpeed's stage 2 and PyTorch's SHARD_GRAD_OP do:
-    whole gradients are never kept, and messages are sent once per micro-batch (see parts.py).
-    """
-    ends = np.where(at.pp > 1, 1.0, 2.0 - model.tied_embeddings) * model.vocab * model.hidden / at.tp
-    own = found.own + ends
-    ranks = at.dp * at.cp
-    width = np.minimum(at.shard * at.cp, ranks)
-    expert_ranks = np.maximum(ranks * at.tp / (at.ep * at.etp), 1.0)
-    share = own / width + found.routed / np.minimum(width, expert_ranks)
-    whole = own + found.routed
-    fsdp, scatters = at.sharding == FSDP, at.sharding >= ZERO2
-    layer = (found.own + found.routed) / (model.depth + model.mtp_layers) * at.pp
-    return _States(
-        weights=np.where(fsdp, share, whole),
-        gradients=np.where(scatters, share, whole),
-        optimizer=np.where(at.sharding >= ZERO1, share, whole),
-        gathered=np.where(fsdp, 2.0 * layer + ends, 0.0),
-        unreduced=np.where(scatters, np.minimum(layer, whole - share), 0.0),
+
+def _fullest(
+    kinds: Sequence[Layers], found: Sequence[_Kind], model: Model, at: Layouts, recipe: Recipe
+) -> _Held:
+    """The first stage has the embedding and the most micro-batches in flight, the last one the head and its logits;
+    any but the first may have none of the layers that stand in front."""
+    first, second, last = _flying(at)
+    logits = recipe.logit_copies * head_work(model, at).kept[""] / (1.0 + model.mtp_layers)
+    alone = at.pp == 1
+    none = np.zeros(len(at))
+    chunk = chunk_layers(model, at)
+    stages = (
+        (
+            first_stage,
+            first,
+            np.where(alone, matrices_of(model), 1.0),
+            np.where(alone, logits, 0.0),
+        ),
+        (later_stage, second, none, none),
+        (later_stage, last, 1.0, logits),
+    )
+    layer = _most([one.weights.own + one.weights.routed for one in found])
+    gradient = recipe.gradient_bytes * recipe.trained
+    held = []
+    for counts_of, flying, matrices, some in stages:
+        each = [_layer_bytes(one, at, recipe, flying) for one in found]
+        weights, kept = vocabulary(model, at, matrices), np.zeros(len(at))
+        ends = np.where(at.sharding == FSDP, weights.own * BF16, 0.0)
+        for one, count in zip(found, counts_of(kinds, chunk, at.virtual, each), strict=True):
+            weights = weights + one.weights.times(count)
+            kept = kept + one.kept * count
+        parameters, gradients, optimizer, divided = _states(weights, at, recipe)
+        held.append(
+            _Held(
+                parameters=parameters,
+                gradients=gradients,
+                optimizer=optimizer,
+                flying=kept * flying,
+                logits=some,
+                ends=ends,
+                unreduced=np.where(at.sharding >= ZERO2, np.minimum(layer, divided), 0.0) * gradient,
+            )
+        )
+    return reduce(lambda one, other: _fuller(one, other, at), held)
+
+
+def _layer_bytes(one: _Kind, at: Layouts, recipe: Recipe, flying: Array) -> Array:
+    states = _states(one.weights, at, recipe)
+    return sum(states[:3], one.kept * flying * (1.0 - at.offload))
+
+
+def _fuller(one: _Held, other: _Held, at: Layouts) -> _Held:
+    """The other where it needs more, and where there are more stages than one."""
+
+    def total(held: _Held) -> Array:
+        states = held.parameters + held.gradients + held.optimizer
+        lasting = states + held.flying * (1.0 - at.offload) + held.logits
+        return lasting * (1.0 + FRAGMENTS) + held.ends + held.unreduced
+
+    more = (at.pp > 1) & (total(other) > total(one))
+    return _Held(
+        **{f.name: np.where(more, getattr(other, f.name), getattr(one, f.name)) for f in fields(_Held)}
     )
 
 
-def _crowded(model: Model, at: Layouts) -> Array:
-    """How many more layers the fullest chunks hold than the average ones."""
-    depth, chunks = model.depth + model.mtp_layers, at.pp * at.virtual
-    return np.where(at.pp > 1, np.ceil(depth / chunks - 1e-9) * chunks / depth, 1.0)
+def _states(weights: Weights, at: Layouts, recipe: Recipe) -> tuple[Array, Array, Array, Array]:
+    """Bytes of parameters, gradients and optimizer; and how many parameters' gradients are other ranks'.
+
+    ZeRO-1 divides the optimizer's states, ZeRO-2 gradients too, FSDP everything (arXiv:1910.02054). ZeRO-2 scatters
+    each micro-batch's gradients, layer by layer, as DeepSpeed's stage 2 and PyTorch's SHARD_GRAD_OP do: whole gradients
+    are never kept, and messages are sent once per micro-batch (see parts.py).
+    """
+    width, expert_width = widths(at)
+    whole = weights.own + weights.routed
+    share = weights.own / width + weights.routed / expert_width
+    fsdp, scatters = at.sharding == FSDP, at.sharding >= ZERO2
+    own, routed = weights.sizes(recipe.weight_bytes)
+    parameters = np.where(fsdp, own / width + routed / expert_width, own + routed)
+    gradients = np.where(scatters, share, whole) * recipe.gradient_bytes * recipe.trained
+    optimizer = np.where(at.sharding >= ZERO1, share, whole) * optimizer_bytes(recipe) * recipe.trained
+    return parameters, gradients, optimizer, whole - share
 
 
-def _flying(at: Layouts) -> tuple[Array, Array]:
-    """Micro-batches that the first and the last stage keep activations of (1F1B, arXiv:2104.04473, interleaved)."""
+def _gathered(kinds: Sequence[Layers], found: Sequence[_Kind]) -> Array:
+    """FSDP: bytes of the layer that is computed and of the next one, in BF16: the widest two in a row."""
+    sizes = [(one.weights.own + one.weights.routed) * BF16 for one in found]
+    one = np.ones(len(sizes[0]))
+    rows = (first_stage(kinds, 2.0 * one, one, sizes), later_stage(kinds, 2.0 * one, one, sizes))
+    return _most([_sum(zip(sizes, counts, strict=True)) for counts in rows])
+
+
+def _sum(products: Iterable[tuple[Array, Array]]) -> Array:
+    return reduce(np.add, (size * count for size, count in products))
+
+
+def _most(many: Sequence[Array]) -> Array:
+    return reduce(np.maximum, many)
+
+
+def _flying(at: Layouts) -> tuple[Array, Array, Array]:
+    """Micro-batches that the first, the second and the last stage keep activations of.
+
+    1F1B, arXiv:2104.04473; interleaved, a stage has two chunks less in flight than the one before it.
+    """
     interleaved = at.virtual > 1
     first = at.pp * (1.0 + (at.pp - 1.0) / (at.pp * at.virtual) * interleaved)
+    second = first - np.where(interleaved, 2.0 / at.virtual, 1.0)
     last = ((at.virtual - 1.0) * at.pp + 1.0) / at.virtual
-    return np.minimum(first, at.micro_batches), np.minimum(last, at.micro_batches)
+    return (
+        np.minimum(first, at.micro_batches),
+        np.minimum(np.maximum(second, 1.0), at.micro_batches),
+        np.minimum(last, at.micro_batches),
+    )
 
 
-def _layers(model: Model, at: Layouts, recipe: Recipe) -> _Stage:
-    own, routed, kept, widest, sent = (np.zeros(len(at)) for _ in range(5))
+def _kind(works: Sequence[Work], model: Model, at: Layouts, recipe: Recipe) -> _Kind:
+    everything, kept = kept_of_layer(works, model, at, recipe)
+    return _Kind(
+        weights=weights_of(works, at, recipe),
+        kept=kept,
+        everything=everything,
+        sent=reduce(np.maximum, (2.0 * work.routed for work in works), np.zeros(len(at))),
+    )
+
+
+def kept_of_layer(works: Sequence[Work], model: Model, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
+    """Bytes that a layer keeps for the backward pass of one micro-batch: with nothing computed again, and as it is.
+
+    A layer that is computed again as a whole keeps what it began with, a hidden state.
+    """
+    everything, some = np.zeros(len(at)), np.zeros(len(at))
+    for work in works:
+        whole, part = kept_of(work, at, recipe)
+        everything += whole
+        some += part
     entry = tokens_of(at) / at.tp * model.hidden * BF16
-    for kind in layers_of(model):
-        count = kind.count / at.pp
-        layer = np.zeros(len(at))
-        for work in works_of(kind, model, at):
-            own += work.plain * count
-            for p in work.products:
-                target = own if p.groups is None else routed
-                target += p.weights * count
-            everything, some = kept_of(work, at, recipe)
-            layer += everything
-            kept += count * (1.0 - at.full) * some
-            sent = np.maximum(sent, 2.0 * work.routed)
-        kept += count * at.full * entry
-        widest = np.maximum(widest, layer)
-    return _Stage(own=own, routed=routed, kept=kept, widest=widest, sent=sent)
+    return everything, (1.0 - at.full) * some + at.full * entry
 
 
 def kept_of(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:

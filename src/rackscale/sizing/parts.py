@@ -6,6 +6,7 @@ parts together. All arrays have one entry per layout; per micro-batch unless the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,8 +17,18 @@ from rackscale.collectives import Kind
 from rackscale.models.description import Model
 from rackscale.sizing.experts import experts_of
 from rackscale.sizing.layout import MODULES, SHARDINGS, Array, Layouts
-from rackscale.sizing.memory import kept_of
+from rackscale.sizing.memory import kept_of_layer
 from rackscale.sizing.recipe import FUSED_EXPERTS, Recipe, fuses_experts
+from rackscale.sizing.stage import (
+    chunk_layers,
+    depth_of,
+    expert_ranks,
+    high_share,
+    matrices_of,
+    vocabulary,
+    weights_of,
+    widths,
+)
 from rackscale.sizing.work import BF16, Product, Work, head_work, layers_of, tokens_of, works_of
 
 TILE = 128.0
@@ -123,8 +134,11 @@ def parts(model: Model, at: Layouts, recipe: Recipe) -> Parts:
     zero = np.zeros(len(at))
     pricer = _Pricer(model, at, recipe, Parts(**{f.name: zero.copy() for f in fields(Parts)}))
     for kind in layers_of(model):
-        for work in works_of(kind, model, at):
+        works = works_of(kind, model, at)
+        for work in works:
             pricer.layer(work, kind.count / at.pp)
+        pricer.held = pricer.held + weights_of(works, at, recipe).times(kind.count / at.pp)
+        pricer.offloaded(works, kind.count / at.pp)
     pricer.head()
     pricer.hops()
     pricer.step()
@@ -133,7 +147,7 @@ def parts(model: Model, at: Layouts, recipe: Recipe) -> Parts:
 
 
 class _Pricer:
-    """Adds up seconds in `total`, and the parameters on a GPU: `own`, and `routed` for those of experts."""
+    """Adds up seconds in `total`, and the parameters on a GPU of an average stage: `held`."""
 
     def __init__(self, model: Model, at: Layouts, recipe: Recipe, total: Parts) -> None:
         self.model, self.at, self.recipe, self.total = model, at, recipe, total
@@ -141,25 +155,20 @@ class _Pricer:
         # at most, one rank has all tokens; with all experts on every rank none has more than another
         self.imbalance: Array = np.minimum(recipe.imbalance, at.ep)
         self.again = dict(zip(MODULES, at.again, strict=True))
-        vocabulary = (2.0 - model.tied_embeddings) * model.vocab * model.hidden
-        self.own: Array = vocabulary / at.tp / at.pp
-        self.routed: Array = np.zeros(len(at))
+        self.held = vocabulary(model, at, matrices_of(model) / at.pp)
         self.newton: Array = np.zeros(len(at))
 
     def layer(self, work: Work, count: Array) -> None:
         """`count` layers' part of an average stage."""
         total = self.total
-        self.own = self.own + work.plain * count
-        kept = self.recipe.bf16_layers if self.recipe.is_low else 0.0
         for p in work.products:
-            high = 1.0 if not p.low or (p.projects and self.recipe.bf16_projections) else kept
+            high = high_share(p, self.recipe)
             if high < 1.0:
                 self.product(p, count * (1.0 - high), low=self.recipe.is_low)
             if high > 0.0:
                 self.product(p, count * high, low=False)
         self.cores(work, count)
         self.moved(work, count)
-        self.offloaded(work, count)
         total.kernels_f += count * work.kernels
         total.kernels_b += count * (work.kernels + len(work.products)) * (1.0 + self.at.full / 2.0)
         if not self.recipe.drops:
@@ -193,12 +202,10 @@ class _Pricer:
         if self.recipe.optimizer == "muon":
             self.newton = self.newton + count * _newton_schulz(p)
         if p.groups is not None:
-            self.routed = self.routed + p.weights * count
             total.grouped_f += forward
             total.grouped_b += back
             total.again_grouped += forward * self.redone(p.module)
         else:
-            self.own = self.own + p.weights * count
             if self.recipe.task == "lora" and self.recipe.family == "torch":
                 total.moved_f += count * self.bytes_seconds(p.m * (p.k + 4.0 * p.n) * BF16)
                 total.moved_b += count * self.bytes_seconds(p.m * (4.0 * p.k + 2.0 * p.n) * BF16)
@@ -282,10 +289,10 @@ class _Pricer:
             total.moved_b += BACK_APART * apart
             total.again_moved += apart * self.redone("activation")
 
-    def offloaded(self, work: Work, count: Array) -> None:
+    def offloaded(self, works: Sequence[Work], count: Array) -> None:
         """What the backward pass needs of some layers waits in host memory."""
         if self.at.offload.any():
-            _, kept = kept_of(work, self.at, self.recipe)
+            _, kept = kept_of_layer(works, self.model, self.at, self.recipe)
             self.total.offload += count * kept * self.at.offload / self.recipe.host_bytes_per_s
 
     # -- messages ----------------------------------------------------------------------------------------------------
@@ -413,16 +420,17 @@ class _Pricer:
         local = np.clip(at.domain / at.tp, 1.0, ranks)
         fsdp = at.sharding == SHARDINGS.index("fsdp")
         replicated = at.sharding == SHARDINGS.index("none")
-        shard = np.minimum(at.shard * at.cp, ranks)
+        shard, expert_shard = widths(at)
         across = np.maximum(ranks / shard, 1.0)
 
-        def within(kind: Kind, size: float) -> Array:
-            return self.over(kind, size, shard, np.minimum(local, shard))
+        def within(kind: Kind, sizes: tuple[Array, Array]) -> Array:
+            return self.over(kind, sizes, shard, np.minimum(local, shard))
 
-        def over_all(kind: Kind, size: float) -> Array:
-            return self.over(kind, size, ranks, local)
+        def over_all(kind: Kind, sizes: tuple[Array, Array]) -> Array:
+            return self.over(kind, sizes, ranks, local)
 
-        gradients, weights = recipe.gradient_bytes, recipe.gather_bytes
+        gradients = self.held.sizes(recipe.gradient_bytes, recipe.gradient_bytes)
+        weights = self.held.sizes(recipe.gather_bytes)
         total.gather += np.where(fsdp, within("all_gather", weights), 0.0)
         total.scatter += recipe.trained * np.where(fsdp, within("reduce_scatter", gradients), 0.0)
         # ZeRO-2 keeps no whole gradients: each micro-batch's are scattered, the last one's by the step's messages
@@ -439,33 +447,29 @@ class _Pricer:
             fsdp | replicated, 0.0, over_all("all_gather", weights)
         )
         divided = np.where(replicated, 1.0, shard)
-        states = self.own / divided + self.routed / np.minimum(divided, self.expert_ranks())
+        states = self.held.own / divided
+        states = states + self.held.routed / np.where(replicated, 1.0, expert_shard)
         total.step_update += self.bytes_seconds(states * recipe.trained * recipe.update_bytes)
         # each rank orthogonalises its share of the matrices
         total.step_update += recipe.trained * self.newton / divided / recipe.peak_bf16
 
-    def expert_ranks(self) -> Array:
-        at = self.at
-        return np.maximum(at.dp * at.cp * at.tp / (at.ep * at.etp), 1.0)
-
-    def over(self, kind: Kind, size: float, width: Array, near: Array) -> Array:
-        """Parameters of `size` bytes each over `width` ranks, `near` of them in a domain; experts over theirs.
+    def over(self, kind: Kind, sizes: tuple[Array, Array], width: Array, near: Array) -> Array:
+        """Own parameters of that many bytes over `width` ranks, `near` of them in a domain; experts' over theirs.
 
         Frameworks send them layer by layer, so that they can hide behind the layers' work.
         """
-        at, most = self.at, self.expert_ranks()
-        pieces = np.maximum((self.model.depth + self.model.mtp_layers) / at.pp, 1.0)
-        own, routed = self.own * size / pieces, self.routed * size / pieces
-        wide = np.minimum(width, most)
+        at = self.at
+        pieces = np.maximum(depth_of(self.model) / at.pp, 1.0)
+        own, routed = (size / pieces for size in sizes)
+        wide = np.minimum(width, expert_ranks(at))
         local = np.minimum(at.domain / (at.ep * at.etp), wide)
         return pieces * (self.message(kind, own, width, near) + self.message(kind, routed, wide, local))
 
     def stages(self) -> None:
         """Whole layers go to chunks; where places are left over, the embedding and the head take them."""
         at = self.at
-        depth = float(self.model.depth + self.model.mtp_layers)
-        chunks = at.pp * at.virtual
-        full = np.ceil(depth / chunks - 1e-9)
+        depth, chunks = depth_of(self.model), at.pp * at.virtual
+        full = chunk_layers(self.model, at)
         spare = full * chunks - depth
         self.total.layers += np.where(at.pp > 1, full * chunks / depth, 1.0)
         self.total.head_share += np.where((at.pp > 1) & (spare >= 1.0), SPARE_HEAD, 1.0)
