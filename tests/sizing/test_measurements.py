@@ -411,3 +411,16 @@ def test_a_windows_pairs_were_never_counted_twice() -> None:
     more = flops_per_token(model, tokens, all_pairs=True) - flops_per_token(model, tokens)
     # forward and backward: 3 times two products of 2 FLOPs, over the half of the sequence that is not before a token
     assert more == pytest.approx(full[1] * 3 * 2 * 2 * full[0].heads * full[0].head_dim * tokens / 2)
+
+
+def test_misspelt_columns_are_not_taken_for_defaults(tmp_path: Path) -> None:
+    """`precison` would make every row BF16; columns that are nobody's are left alone."""
+    file = table(tmp_path, {})
+    text = file.read_text("utf-8")
+    file.write_text(text.replace("precision", "precison", 1), "utf-8")
+    with pytest.raises(DocumentError, match="no column 'precison' to read .did you mean 'precision'"):
+        read(file)
+    header, *rest = text.splitlines()
+    file.write_text("\n".join([header + ",operator", *(line + ",ann" for line in rest)]) + "\n", "utf-8")
+    good, bad = read(file)
+    assert (len(good), bad) == (1, [])

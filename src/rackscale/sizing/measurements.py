@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,14 @@ from rackscale.sizing.stated import layout_of, model_of, recipe_of, unmeasured
 
 NEEDED = ("system", "model", "num_gpus", "global_batch_size", "seq_len")
 """Columns without which no row can be read."""
+KNOWN = frozenset(
+    "comm_overlap cp cuda_graph dp_type ep etp framework global_batch_size layers memory_gib micro_batch_size model"
+    " model_tflops_per_gpu moe_routing nic_gbps_per_gpu notes num_gpus offload pp precision recompute row_id seq_len"
+    " source source_date source_id step_time_s system task tokens_per_s_per_gpu tp vp".split()
+)
+"""Columns that are read."""
+ALIKE = 0.85
+"""Likeness (difflib's ratio) from which an unknown column is taken for a known one that is misspelt."""
 TIMES = ("step_time_s", "tokens_per_s_per_gpu")
 """Columns that say how long a step took, without a count of FLOPs between."""
 SHARES = 8
@@ -95,13 +104,20 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     """Raises DocumentError with every column that is missing."""
     if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
         raise DocumentError([f"{path}:1: columns are separated by {mark!r}; rows are read with commas"])
-    missing = [name for name in NEEDED if name not in names]
-    if missing:
-        raise DocumentError(
-            f"{path}:1: there is no column {name!r}"
-            + (f" ({hint})" if (hint := did_you_mean(name, names)) else "")
-            for name in missing
-        )
+    problems = [
+        f"{path}:1: there is no column {name!r}"
+        + (f" ({hint})" if (hint := did_you_mean(name, names)) else "")
+        for name in NEEDED
+        if name not in names
+    ]
+    # a misspelt column would be a default for every row, without a word
+    absent = KNOWN - set(names) - set(NEEDED)
+    for name in names:
+        near = difflib.get_close_matches(name.strip().lower(), absent, n=1, cutoff=ALIKE)
+        if name not in KNOWN and near:
+            problems.append(f"{path}:1: there is no column {name!r} to read (did you mean {near[0]!r}?)")
+    if problems:
+        raise DocumentError(problems)
 
 
 def _rows(path: Path, rows: csv.DictReader[str]) -> tuple[list[Measurement], list[Unread]]:
