@@ -200,8 +200,15 @@ def _slowest(best: Candidate) -> list[str]:
 
 
 def _whole_domains(found: Sizing, recipe: Recipe) -> list[str]:
-    """Where the same GPUs would fill fewer domains without leaving spares."""
+    """Where the same GPUs would fill fewer domains without leaving spares, or hardly fill those that they take."""
     whole = recipe.hardware.gpus
+    if found.gpus > whole and 2 * found.domain_gpus < whole:
+        used, least = found.gpus // found.domain_gpus, -(-found.gpus // whole)
+        near = [n for n in (found.gpus // whole * whole, least * whole) if n]
+        told = " or ".join(f"{n:,}" for n in near)
+        return [
+            f"{used:,} domains are taken for what fits in {least:,}: segments are equal; {told} GPUs fill theirs"
+        ]
     if found.domain_gpus == whole or found.gpus <= whole or found.gpus % whole:
         return []
     used = found.gpus // found.domain_gpus

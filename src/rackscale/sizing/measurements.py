@@ -25,7 +25,40 @@ from rackscale.sizing.stated import layout_of, model_of, recipe_of, unmeasured
 NEEDED = ("system", "model", "num_gpus", "global_batch_size", "seq_len")
 """Columns without which no row can be read."""
 KNOWN = frozenset(
-    ["comm_overlap", "cp", "cuda_graph", "dp_type", "ep", "etp", "framework", "global_batch_size", "layers", "memory_gib", "micro_batch_size", "model", "model_tflops_per_gpu", "moe_routing", "nic_gbps_per_gpu", "notes", "num_gpus", "offload", "pp", "precision", "recompute", "row_id", "seq_len", "source", "source_date", "source_id", "step_time_s", "system", "task", "tokens_per_s_per_gpu", "tp", "vp"]
+    [
+        "comm_overlap",
+        "cp",
+        "cuda_graph",
+        "dp_type",
+        "ep",
+        "etp",
+        "framework",
+        "global_batch_size",
+        "layers",
+        "memory_gib",
+        "micro_batch_size",
+        "model",
+        "model_tflops_per_gpu",
+        "moe_routing",
+        "nic_gbps_per_gpu",
+        "notes",
+        "num_gpus",
+        "offload",
+        "pp",
+        "precision",
+        "recompute",
+        "row_id",
+        "seq_len",
+        "source",
+        "source_date",
+        "source_id",
+        "step_time_s",
+        "system",
+        "task",
+        "tokens_per_s_per_gpu",
+        "tp",
+        "vp",
+    ]
 )
 """Columns that are read."""
 ALIKE = 0.85
