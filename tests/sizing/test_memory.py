@@ -10,10 +10,10 @@ from msgspec.structs import replace as changed
 
 from rackscale import models
 from rackscale.models.description import Model
-from rackscale.sizing.layout import FULL, Layout, Layouts
+from rackscale.sizing.layout import FULL, MODULES, Layout, Layouts
 from rackscale.sizing.memory import judged, memory
 from rackscale.sizing.parts import parts
-from rackscale.sizing.recipe import Recipe
+from rackscale.sizing.recipe import Precision, Recipe
 
 BF16 = Recipe(system="gb300-nvl72")
 GB = 1e9
@@ -106,3 +106,75 @@ def test_fsdp_gathers_the_widest_layer_and_its_neighbour(name: str, widest_gb: f
     )
     ends = 2.0 * (2.0 - model.tied_embeddings) * model.vocab * model.hidden / GB
     assert (shared - alone) / GB - ends == pytest.approx(widest_gb + next_gb, abs=0.35)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("name", ["llama3.1-8b", "deepseek-v3-671b", "nemotron-h-56b"])
+def test_modules_computed_again_leave_the_residual_stream(name: str, precision: Precision) -> None:
+    """Each norm's input stays: at least what full recompute keeps of each layer."""
+    model, recipe = models.model(name), replace(BF16, precision=precision)
+    modules, full = (
+        float(memory(model, arrays(Layout(gpus=1, recompute=again)), recipe).activations[0])
+        for again in (frozenset(MODULES), FULL)
+    )
+    parts_of = sum(kind.count * (kind.mixer is not None) * (kind.feed is not None) for kind in model.layers)
+    assert modules - full >= parts_of * 4096 * model.hidden * 2.0
+
+
+def test_a_norm_computed_again_saves_its_output_in_the_products_precision() -> None:
+    model = models.model("llama3.1-8b")
+    for recipe, nbytes in ((BF16, 2.0), (replace(BF16, precision="fp8"), 1.0)):
+        kept, again = (
+            float(memory(model, arrays(Layout(gpus=1, recompute=some)), recipe).activations[0])
+            for some in (frozenset[str](), frozenset({"norm"}))
+        )
+        assert kept - again == pytest.approx(2 * model.depth * 4096 * model.hidden * nbytes)
+
+
+def test_the_busiest_experts_keep_and_get_more_tokens() -> None:
+    model = models.model("qwen3-30b-a3b")
+    at = arrays(Layout(gpus=8, ep=8))
+    even, uneven, copied = (
+        memory(model, at, replace(BF16, **some))
+        for some in ({}, {"imbalance": 2.0}, {"dispatcher": "alltoall"})
+    )
+    feed = model.layers[0].feed
+    assert isinstance(feed, models.Experts)
+    rows = 4096 * feed.active * (model.hidden + 3 * feed.width) * 2.0
+    # of all layers, and once more of the one that is worked on
+    more = float((uneven.activations - even.activations)[0])
+    assert more == pytest.approx((model.depth + 1) * rows)
+    assert uneven.buffers[0] > even.buffers[0]
+    copies = 2.0 * 4096 * model.hidden * 2.0 * feed.active * 7 / 8
+    ranks = 2.0 * 4096 * model.hidden * 2.0 * 7 * (1 - (7 / 8) ** feed.active)
+    assert float((copied.buffers - even.buffers)[0]) == pytest.approx(copies - ranks)
+
+
+def test_one_byte_weights_are_only_those_of_quantised_products() -> None:
+    """Llama 3.1 8B on Blackwell in FP8: embedding, head and norms stay in BF16."""
+    model, fp8 = models.model("llama3.1-8b"), replace(BF16, precision="fp8")
+    every = models.parameters(model)
+    high = 2 * model.vocab * model.hidden + (2 * model.depth + 1) * model.hidden
+    assert parameters(model, Layout(gpus=1), fp8) == pytest.approx(every + high, rel=1e-4)
+    eighth = parameters(model, Layout(gpus=1), replace(fp8, bf16_layers=0.125))
+    assert eighth == pytest.approx(every + high + 0.125 * (every - high), rel=1e-4)
+
+
+def test_weights_kept_in_bf16_are_gathered_in_bf16() -> None:
+    model, fp8 = models.model("llama3.1-8b"), replace(BF16, precision="fp8")
+    at = arrays(Layout(gpus=8, sharding="fsdp"))
+    some, none, every = (
+        float(parts(model, at, one).gather[0])
+        for one in (replace(fp8, bf16_layers=0.5), fp8, replace(fp8, bf16_layers=1.0))
+    )
+    assert none < some < every
+    assert every == pytest.approx(float(parts(model, at, BF16).gather[0]))
+
+
+def test_fsdp2_holds_16_bytes_a_parameter() -> None:
+    """FP32 parameters, gradients and two moments; Megatron-FSDP has BF16 weights beside an FP32 master."""
+    model, at = models.model("llama3.1-8b"), arrays(Layout(gpus=8, sharding="fsdp"))
+    for family, nbytes in (("torch", 16.0), ("megatron", 18.0)):
+        need = memory(model, at, replace(BF16, family=family, gradient_bytes=4.0))  # type: ignore[arg-type]
+        states = float((need.parameters + need.gradients + need.optimizer)[0])
+        assert states == pytest.approx(nbytes * models.parameters(model) / 8, rel=1e-3)

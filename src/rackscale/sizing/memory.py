@@ -41,6 +41,17 @@ HOST_BYTES = 960.0 * 2**30 / 4.0
 """Host memory per GPU where the catalog has none: as P6e-GB200 (assumed)."""
 HOST_SHARE = 0.75
 """Of host memory that activations may take (assumed): the rest is for the system, data and copies of checkpoints."""
+INPUTS = {
+    "input": "",
+    "copy": "",
+    "normed": "norm",
+    "activation": "activation",
+    "dispatched": "experts",
+    "routed": "activation",
+}
+"""What work.Work keeps of linear layers' inputs, in the products' precision, and the module that computes it again."""
+UNEVEN = frozenset({"experts", "dispatched", "routed"})
+"""What grows with the tokens of the busiest rank's experts."""
 FITS, CLOSE, OUT = 0, 1, 2
 """Verdicts, the best first: sure to fit, within the estimate's error of the memory on either side, out of memory."""
 
@@ -226,6 +237,12 @@ def _states(weights: Weights, at: Layouts, recipe: Recipe) -> tuple[Array, Array
     parameters = np.where(fsdp, own / width + routed / expert_width, own + routed)
     gradients = np.where(scatters, share, whole) * recipe.gradient_bytes * recipe.trained
     optimizer = np.where(at.sharding >= ZERO1, share, whole) * optimizer_bytes(recipe) * recipe.trained
+    if recipe.family == "torch" and recipe.task != "lora" and not recipe.all_bf16:
+        # FSDP2's mixed precision divides FP32 parameters, which are the optimizer's own, and gathers them in BF16;
+        # gradients become FP32 when they are reduced
+        parameters = np.where(fsdp, share * MASTER, parameters)
+        gradients = np.where(fsdp, share * MASTER, gradients)
+        optimizer = np.where(fsdp, share * MOMENTS[recipe.optimizer], optimizer)
     return parameters, gradients, optimizer, whole - share
 
 
@@ -267,7 +284,7 @@ def _kind(works: Sequence[Work], model: Model, at: Layouts, recipe: Recipe) -> _
         weights=weights_of(works, at, recipe),
         kept=kept,
         everything=everything,
-        sent=reduce(np.maximum, (2.0 * work.routed for work in works), np.zeros(len(at))),
+        sent=reduce(np.maximum, (_sent(work, at, recipe) for work in works), np.zeros(len(at))),
     )
 
 
@@ -289,14 +306,23 @@ def kept_of(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
     """Bytes that a part keeps with nothing computed again, and with what the layouts compute again."""
     again = dict(zip(MODULES, at.again, strict=True))
     everything, some = np.zeros(len(at)), np.zeros(len(at))
-    for module, kept in work.kept.items():
+    for name, kept in work.kept.items():
         size = kept
-        if module in {"input", "activation", "copy"}:
+        if name in INPUTS:
             # frozen weights have no gradients, so adapters keep no inputs; in BF16 a copy is the tensor itself
-            bare = recipe.task == "lora" or (module == "copy" and not recipe.is_low)
+            bare = recipe.task == "lora" or (name == "copy" and not recipe.is_low)
             size = kept * (0.0 if bare else recipe.product_bytes)
-        if module == "experts":
+        if name in UNEVEN:
             size = size * recipe.imbalance
         everything += size
-        some += size * (1.0 - again.get(module, 0.0))
+        some += size * (1.0 - again.get(INPUTS.get(name, name), 0.0))
     return everything, some
+
+
+def _sent(work: Work, at: Layouts, recipe: Recipe) -> Array | float:
+    """Bytes of tokens on their way to experts of other ranks, and of as many that come to the busiest one: a copy for
+    each place, or for each expert."""
+    copies = work.routed
+    if recipe.dispatcher == "alltoall":
+        copies = work.tokens_bytes * work.active * at.etp * (1.0 - 1.0 / at.ep)
+    return (1.0 + recipe.imbalance) * copies

@@ -202,7 +202,7 @@ class Recipe:
 
     @property
     def gather_bytes(self) -> float:
-        """Per parameter gathered; quantised weights are gathered quantised where the framework can."""
+        """Per parameter of a quantised product, gathered: quantised where the framework can."""
         return (
             self.product_bytes
             if self.precision in {"fp8", "mxfp8"} and self.family in {"megatron", "mlperf"}
@@ -211,8 +211,9 @@ class Recipe:
 
     @property
     def weight_bytes(self) -> float:
-        """Per parameter in memory. Adapters keep what they rest on quantised; Megatron keeps FP8 weights only, where
-        no transposed copy is needed (Hopper needs one, and block scales keep one per direction)."""
+        """Per parameter of a quantised product, in memory. Adapters keep what they rest on quantised; Megatron keeps
+        FP8 weights only, where no transposed copy is needed (Hopper needs one, and block scales keep one per
+        direction)."""
         if self.task == "lora":
             return self.product_bytes
         alone = self.precision == "fp8" and self.architecture == "blackwell"

@@ -96,8 +96,10 @@ class Work:
     moved: dict[str, Array] = field(default_factory=dict)
     """Bytes that memory-bound kernels read and write going forward, by module ("" is computed again by nobody)."""
     kept: dict[str, Array] = field(default_factory=dict)
-    """Bytes kept for the backward pass, by module. Elements, not bytes: "input" (of a linear layer), "activation" (the
-    same, computed again with the activation) and "copy" (an input that is another kernel's output, kept quantised)."""
+    """Bytes kept for the backward pass, by module ("" is computed again by a whole layer only: the residual stream, and
+    other inputs of norms). Elements of linear layers' inputs, not bytes: "input", "normed" (computed again with the
+    norm), "activation" (with the activation), "copy" (another kernel's output, kept quantised), and experts':
+    "dispatched" (tokens as they come) and "routed" (computed again with the activation)."""
     unfused: Array | float = 0.0
     """Bytes that an activation moves besides, forward, where it runs as separate kernels."""
     kernels: int = 0
@@ -175,8 +177,8 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
         cores=[_core(at, mixer.heads, mixer.head_dim, mixer.head_dim, mixer.window_tokens)],
         moved={"norm": _norm(model, at), "": 2.0 * tokens * qkv * BF16},
         kept={
-            "norm": tokens / at.tp * h * BF16,
-            "input": tokens / at.tp * h,
+            "": tokens / at.tp * h * BF16,
+            "normed": tokens / at.tp * h,
             "copy": tokens * inner / at.tp,
             "attention": tokens * (qkv + inner / at.tp) * BF16,
         },
@@ -216,8 +218,9 @@ def latent(model: Model, mixer: LatentAttention, at: Layouts) -> Work:
             "latent": 2.0 * tokens * (2.0 * queries + values) * BF16,
         },
         kept={
-            "norm": own * (h + ranks) * BF16,
-            "input": own * (h + ranks),
+            "": own * (h + ranks) * BF16,
+            "normed": own * h,
+            "input": own * ranks,
             "copy": tokens * values,
             "latent": tokens * (2.0 * queries + values) * BF16,
             "attention": tokens * values * BF16,
@@ -246,8 +249,9 @@ def mamba(model: Model, mixer: Mamba, at: Layouts) -> Work:
         * (4.0 * (inner + states) * BF16 + 3.0 * inner * mixer.state_dim * 4.0 / mixer.chunk_tokens),
         moved={"norm": _norm(model, at), "": 3.0 * tokens * inner * BF16},
         kept={
-            "norm": tokens / at.tp * h * BF16,
-            "input": tokens / at.tp * h + tokens * inner,
+            "": tokens / at.tp * h * BF16,
+            "normed": tokens / at.tp * h,
+            "input": tokens * inner,
             "attention": tokens * (projected + states + 2.0 * inner) * BF16,
         },
         kernels=12,
@@ -271,8 +275,9 @@ def linear(model: Model, mixer: LinearAttention, at: Layouts) -> Work:
         * (4.0 * (2.0 * keys + values) * BF16 + 3.0 * values * mixer.key_dim * 4.0 / mixer.chunk_tokens),
         moved={"norm": _norm(model, at), "": 3.0 * tokens * values * BF16},
         kept={
-            "norm": tokens / at.tp * h * BF16,
-            "input": tokens / at.tp * h + tokens * values,
+            "": tokens / at.tp * h * BF16,
+            "normed": tokens / at.tp * h,
+            "input": tokens * values,
             "attention": tokens * (projected + 2.0 * keys + 2.0 * values) * BF16,
         },
         kernels=16,
@@ -295,8 +300,8 @@ def dense(model: Model, feed: Dense, at: Layouts) -> Work:
         ],
         moved={"norm": _norm(model, at), "activation": tokens * (up + width) * BF16},
         kept={
-            "norm": tokens / at.tp * h * BF16,
-            "input": tokens / at.tp * h,
+            "": tokens / at.tp * h * BF16,
+            "normed": tokens / at.tp * h,
             "mlp": tokens * up * BF16,
             "activation": tokens * width,
         },
@@ -342,11 +347,13 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
             "activation": (rows * width + tokens * shared) * both * BF16,
         },
         kept={
-            "norm": own * h * BF16,
-            "input": own * h + rows * inner,
+            "": own * h * BF16,
+            "normed": own * h,
+            "dispatched": rows * inner,
             "experts": rows * up * BF16,
             "mlp": tokens * shared * (both - 1.0) * BF16,
-            "activation": rows * width + tokens * shared,
+            "routed": rows * width,
+            "activation": tokens * shared,
         },
         kernels=22 if feed.shared_width else 16,
         expert_kernels=EXPERT_KERNELS * local,
