@@ -180,7 +180,7 @@ def question(asked: dict[str, Any]) -> Question:
     return Question(
         model=model, recipe=recipe, gpus=gpus, batch=batch, tokens=tokens, limits=limits, top=asked["top"],
         more={name: value for name, value in more.items() if value is not None}, choices=choices.made,
-        warnings=warnings,
+        warnings=[*warnings, *_idle(model, recipe, asked)],
     )  # fmt: skip
 
 
@@ -294,9 +294,10 @@ def _tell(recipe: Recipe, asked: dict[str, Any], choices: Choices) -> None:
         ("graphs", recipe.graphs, "what most recipes have since 2025"),
         ("dispatcher", recipe.dispatcher, "what most recipes have since 2025"),
         ("overlap_tp", "yes" if recipe.overlaps_tp else "no", "as the framework does it"),
+        ("overlap_ep", "yes" if recipe.overlaps_ep else "no", "few recipes do it"),
         ("imbalance", recipe.imbalance, "even, as published runs force it; real routing is slower"),
     ):
-        choices.add(name.replace("_", " "), value, "", given=asked[name], why=why)
+        choices.add(name.replace("_", " "), value, "", given=asked[name] or None, why=why)
     if recipe.is_low:
         why = "as recipes for performance have it"
         if recipe.precision == "nvfp4":
@@ -408,11 +409,8 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
             f"--gpus {gpus}: an instance of {hardware.name} has {node} GPUs, and jobs hold whole ones:"
             f" {gpus // node * node:,} or {(gpus // node + 1) * node:,}"
         )
-    if segment is not None and (segment > hardware.gpus or gpus % segment):
-        problems.append(
-            f"--segment {segment}: a domain of {hardware.name} has {hardware.gpus} GPUs, and {gpus:,} must be a"
-            " multiple of it"
-        )
+    if segment is not None:
+        problems += _segment(hardware, gpus, segment)
     if recipe.precision == "nvfp4" and chip.fp4_flop_per_s is None:
         problems.append(f"--precision nvfp4: {chip.name} has no FP4; say bf16 or fp8")
     elif recipe.precision != "bf16" and chip.fp8_flop_per_s is None:
@@ -422,6 +420,31 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
     problems += [*_leaves(recipe, segment or domain_gpus(hardware.name, gpus)), *_undivided(model, limits)]
     if problems:
         raise DocumentError(problems)
+
+
+def _segment(hardware: catalog.System, gpus: int, segment: int) -> list[str]:
+    """Segments are whole instances inside a domain, and alike."""
+    node = min(hardware.gpus_per_node, gpus)
+    fits = [n for n in range(node, hardware.gpus + 1, node) if gpus % n == 0]
+    if segment in fits:
+        return []
+    told = f"--segment {segment}: a domain of {hardware.name} has {hardware.gpus} GPUs in instances of {node}"
+    return [f"{told}; {gpus:,} GPUs can be divided into segments of {', '.join(map(str, fits))}"]
+
+
+def _idle(model: Model, recipe: Recipe, asked: dict[str, Any]) -> list[str]:
+    """Warnings of options that change nothing here."""
+    given = {
+        "--dispatcher": asked["dispatcher"], "--imbalance": asked["imbalance"], "--overlap-ep": asked["overlap_ep"]
+    }  # fmt: skip
+    found = []
+    if experts_of(model) is None:
+        found = [
+            f"{name} changes nothing: {model.name} has no experts" for name, told in given.items() if told
+        ]
+    if asked["bf16_layers"] is not None and not recipe.is_low:
+        found.append("--bf16-layers changes nothing: all layers are in BF16")
+    return found
 
 
 def _leaves(recipe: Recipe, domain: int) -> list[str]:

@@ -313,7 +313,7 @@ def kept_of(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
             bare = recipe.task == "lora" or (name == "copy" and not recipe.is_low)
             size = kept * (0.0 if bare else recipe.product_bytes)
         if name in UNEVEN:
-            size = size * recipe.imbalance
+            size = size * np.minimum(recipe.imbalance, at.ep)
         everything += size
         some += size * (1.0 - again.get(INPUTS.get(name, name), 0.0))
     return everything, some
@@ -325,4 +325,4 @@ def _sent(work: Work, at: Layouts, recipe: Recipe) -> Array | float:
     copies = work.routed
     if recipe.dispatcher == "alltoall":
         copies = work.tokens_bytes * work.active * at.etp * (1.0 - 1.0 / at.ep)
-    return (1.0 + recipe.imbalance) * copies
+    return (1.0 + np.minimum(recipe.imbalance, at.ep)) * copies

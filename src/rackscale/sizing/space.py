@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from rackscale.models.description import Attention, Experts, LatentAttention, Model
 from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Array, Layout, Layouts
+from rackscale.sizing.memory import INPUTS
 from rackscale.sizing.work import layers_of, works_of
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -39,6 +40,8 @@ RECOMPUTE: tuple[frozenset[str], ...] = (
     frozenset(),
     frozenset({"attention"}),
     frozenset({"latent"}),
+    frozenset({"norm"}),
+    frozenset({"activation"}),
     CHEAP,
     CHEAP | {"latent"},
     CHEAP | {"attention"},
@@ -366,4 +369,5 @@ def _modules(model: Model) -> set[str]:
     """Modules that keep something for the backward pass."""
     at = Layouts.of([Layout(gpus=1)], global_batch=1, tokens=1, domain=1)
     works = [work for kind in layers_of(model) for work in works_of(kind, model, at)]
-    return {module for work in works for module, kept in work.kept.items() if np.any(kept > 0)}
+    kept = {name for work in works for name, size in work.kept.items() if np.any(size > 0)}
+    return {INPUTS.get(name, name) for name in kept}
