@@ -97,9 +97,9 @@ class Work:
     """Bytes that memory-bound kernels read and write going forward, by module ("" is computed again by nobody)."""
     kept: dict[str, Array] = field(default_factory=dict)
     """Bytes kept for the backward pass, by module ("" is computed again by a whole layer only: the residual stream, and
-    other inputs of norms). Elements of linear layers' inputs, not bytes: "input", "norm" and "activation" (each computed
-    again with its module), "copy" (another kernel's output, kept quantised), "dispatched" (tokens as they come to
-    experts) and "shared" (a shared expert's "activation")."""
+    other inputs of norms). Elements of linear layers' inputs, not bytes: "input", "norm" and "activation" (each
+    computed again with its module), "copy" (another kernel's output, kept quantised), "dispatched" (tokens as they come
+    to experts) and "shared" (a shared expert's "activation")."""
     unfused: Array | float = 0.0
     """Bytes that an activation moves besides, forward, where it runs as separate kernels."""
     kernels: int = 0
