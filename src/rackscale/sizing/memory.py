@@ -44,14 +44,14 @@ HOST_SHARE = 0.75
 INPUTS = {
     "input": "",
     "copy": "",
-    "normed": "norm",
+    "norm": "norm",
     "activation": "activation",
     "dispatched": "experts",
-    "routed": "activation",
+    "shared": "activation",
 }
 """What work.Work keeps of linear layers' inputs, in the products' precision, and the module that computes it again."""
-UNEVEN = frozenset({"experts", "dispatched", "routed"})
-"""What grows with the tokens of the busiest rank's experts."""
+UNEVEN = frozenset({"experts", "dispatched", "activation"})
+"""What grows with the tokens of the busiest rank's experts, in a part that has any."""
 FITS, CLOSE, OUT = 0, 1, 2
 """Verdicts, the best first: sure to fit, within the estimate's error of the memory on either side, out of memory."""
 
@@ -312,7 +312,7 @@ def kept_of(work: Work, at: Layouts, recipe: Recipe) -> tuple[Array, Array]:
             # frozen weights have no gradients, so adapters keep no inputs; in BF16 a copy is the tensor itself
             bare = recipe.task == "lora" or (name == "copy" and not recipe.is_low)
             size = kept * (0.0 if bare else recipe.product_bytes)
-        if name in UNEVEN:
+        if work.active and name in UNEVEN:
             size = size * np.minimum(recipe.imbalance, at.ep)
         everything += size
         some += size * (1.0 - again.get(INPUTS.get(name, name), 0.0))

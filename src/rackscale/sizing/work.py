@@ -97,9 +97,9 @@ class Work:
     """Bytes that memory-bound kernels read and write going forward, by module ("" is computed again by nobody)."""
     kept: dict[str, Array] = field(default_factory=dict)
     """Bytes kept for the backward pass, by module ("" is computed again by a whole layer only: the residual stream, and
-    other inputs of norms). Elements of linear layers' inputs, not bytes: "input", "normed" (computed again with the
-    norm), "activation" (with the activation), "copy" (another kernel's output, kept quantised), and experts':
-    "dispatched" (tokens as they come) and "routed" (computed again with the activation)."""
+    other inputs of norms). Elements of linear layers' inputs, not bytes: "input", "norm" and "activation" (each
+    computed again with its module), "copy" (another kernel's output, kept quantised), "dispatched" (tokens as they come
+    to experts) and "shared" (a shared expert's "activation")."""
     unfused: Array | float = 0.0
     """Bytes that an activation moves besides, forward, where it runs as separate kernels."""
     kernels: int = 0
@@ -178,7 +178,7 @@ def attention(model: Model, mixer: Attention, at: Layouts) -> Work:
         moved={"norm": _norm(model, at), "": 2.0 * tokens * qkv * BF16},
         kept={
             "": tokens / at.tp * h * BF16,
-            "normed": tokens / at.tp * h,
+            "norm": tokens / at.tp * h,
             "copy": tokens * inner / at.tp,
             "attention": tokens * (qkv + inner / at.tp) * BF16,
         },
@@ -219,7 +219,7 @@ def latent(model: Model, mixer: LatentAttention, at: Layouts) -> Work:
         },
         kept={
             "": own * (h + ranks) * BF16,
-            "normed": own * h,
+            "norm": own * h,
             "input": own * ranks,
             "copy": tokens * values,
             "latent": tokens * (2.0 * queries + values) * BF16,
@@ -250,7 +250,7 @@ def mamba(model: Model, mixer: Mamba, at: Layouts) -> Work:
         moved={"norm": _norm(model, at), "": 3.0 * tokens * inner * BF16},
         kept={
             "": tokens / at.tp * h * BF16,
-            "normed": tokens / at.tp * h,
+            "norm": tokens / at.tp * h,
             "input": tokens * inner,
             "attention": tokens * (projected + states + 2.0 * inner) * BF16,
         },
@@ -276,7 +276,7 @@ def linear(model: Model, mixer: LinearAttention, at: Layouts) -> Work:
         moved={"norm": _norm(model, at), "": 3.0 * tokens * values * BF16},
         kept={
             "": tokens / at.tp * h * BF16,
-            "normed": tokens / at.tp * h,
+            "norm": tokens / at.tp * h,
             "input": tokens * values,
             "attention": tokens * (projected + 2.0 * keys + 2.0 * values) * BF16,
         },
@@ -301,7 +301,7 @@ def dense(model: Model, feed: Dense, at: Layouts) -> Work:
         moved={"norm": _norm(model, at), "activation": tokens * (up + width) * BF16},
         kept={
             "": tokens / at.tp * h * BF16,
-            "normed": tokens / at.tp * h,
+            "norm": tokens / at.tp * h,
             "mlp": tokens * up * BF16,
             "activation": tokens * width,
         },
@@ -348,12 +348,12 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
         },
         kept={
             "": own * h * BF16,
-            "normed": own * h,
+            "norm": own * h,
             "dispatched": rows * inner,
             "experts": rows * up * BF16,
             "mlp": tokens * shared * (both - 1.0) * BF16,
-            "routed": rows * width,
-            "activation": tokens * shared,
+            "activation": rows * width,
+            "shared": tokens * shared,
         },
         kernels=22 if feed.shared_width else 16,
         expert_kernels=EXPERT_KERNELS * local,
