@@ -434,10 +434,8 @@ def _segments(hardware: catalog.System, gpus: int, segment: int | None) -> list[
     if segment == gpus or segment % node == 0:
         return []
     whole = [n for n in range(node, hardware.gpus + 1, node) if gpus % n == 0] or [gpus]
-    return [
-        f"--segment {segment}: an instance of {hardware.name} has {node} GPUs, and segments hold whole ones: say"
-        f" {' or '.join(map(str, whole))}"
-    ]
+    holds = f"an instance of {hardware.name} has {node} GPUs, and segments hold whole ones"
+    return [f"--segment {segment}: {holds}: say {' or '.join(map(str, whole))}"]
 
 
 def _ignored(model: Model, recipe: Recipe, asked: dict[str, Any]) -> list[str]:
