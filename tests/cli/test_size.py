@@ -342,6 +342,11 @@ def test_the_shell_completes_names(words: str, offered: set[str]) -> None:
         ((*DEEPSEEK, "--ep", "3", "--tp", "3"), 1, ["256 experts", "128 attention heads"]),
         ((*P5, "--precision", "mxfp8"), 1, ["has no block scales"]),
         ((*P5, "--segment", "16"), 1, ["--segment 16"]),
+        (("size", "llama3-8b", "--system", "gb300-nvl72", "--gpus", "72", "--segment", "3"), 1,
+         ["--segment 3", "4 GPUs", "say 4 or 8 or 12 or 24 or 36 or 72"]),
+        (("size", "llama3-8b", "--system", "gb300-nvl72", "--gpus", "4", "--segment", "2"), 1, ["say 4"]),
+        ((*P5, "--etp", "2"), 1, ["--etp 2: llama3.1-70b has no experts"]),
+        ((*DEEPSEEK, "--etp", "3"), 1, ["--etp 3", "2048 wide"]),
         ((*P5, "--serve"), 1, ["not there yet"]),
         ((*P5, "--constants", "absent.toml"), 1, ["absent.toml"]),
         (("size", "llama3.1-70b", "--system", "p5", "--gpus", "7", "--global-batch", "3"), 1, ["evenly"]),
@@ -414,6 +419,19 @@ def test_a_leaf_that_cannot_be_is_refused() -> None:
     assert "--leaf 100: a leaf holds whole NVLink domains, 64 GPUs of the job each: 64 or 128" in said
     said = rackscale(*CROSSING, "--oversubscription", "2", code=1).err
     assert "--oversubscription 2: says nothing without --leaf" in said
+
+
+def test_options_without_effect_are_named() -> None:
+    job = ("size", "llama3-8b", "--system", "p5", "--gpus", "8")
+    options = ("--dispatcher", "alltoall", "--imbalance", "1.5", "--overlap-ep")
+    text = " ".join(rackscale(*job, *options, "--precision", "bf16", "--bf16-layers", "0.1").out.split())
+    assert (
+        "warning: --dispatcher and --imbalance and --overlap-ep: of no effect, llama3-8b has no experts"
+        in text
+    )
+    assert "warning: --bf16-layers: of no effect" in text
+    assert "no effect" not in rackscale(*job).out
+    assert inputs(rackscale(*job, "--overlap-ep", "--json").json)["overlap ep"]["value"] == "yes"
 
 
 def test_the_software_is_an_input_that_moves_results() -> None:

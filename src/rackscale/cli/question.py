@@ -175,12 +175,13 @@ def question(asked: dict[str, Any]) -> Question:
     recipe = _recipe(asked, words, model, hardware, choices)
     _check(model, recipe, limits, gpus, asked["segment"])
     tokens, warnings = _sequence(model, tokens, choices)
+    warnings += _ignored(model, recipe, asked)
     batch = _batch(model, batch, gpus, tokens, recipe, choices)
     more = {"run_tokens": run_tokens, **_more(asked, choices)}
     return Question(
         model=model, recipe=recipe, gpus=gpus, batch=batch, tokens=tokens, limits=limits, top=asked["top"],
         more={name: value for name, value in more.items() if value is not None}, choices=choices.made,
-        warnings=[*warnings, *_idle(model, recipe, asked)],
+        warnings=warnings,
     )  # fmt: skip
 
 
@@ -294,10 +295,11 @@ def _tell(recipe: Recipe, asked: dict[str, Any], choices: Choices) -> None:
         ("graphs", recipe.graphs, "what most recipes have since 2025"),
         ("dispatcher", recipe.dispatcher, "what most recipes have since 2025"),
         ("overlap_tp", "yes" if recipe.overlaps_tp else "no", "as the framework does it"),
-        ("overlap_ep", "yes" if recipe.overlaps_ep else "no", "few recipes do it"),
         ("imbalance", recipe.imbalance, "even, as published runs force it; real routing is slower"),
     ):
-        choices.add(name.replace("_", " "), value, "", given=asked[name] or None, why=why)
+        choices.add(name.replace("_", " "), value, "", given=asked[name], why=why)
+    overlaps = "yes" if recipe.overlaps_ep else "no"
+    choices.add("overlap ep", overlaps, "", given=asked["overlap_ep"] or None, why="few recipes have it")
     if recipe.is_low:
         why = "as recipes for performance have it"
         if recipe.precision == "nvfp4":
@@ -409,8 +411,7 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
             f"--gpus {gpus}: an instance of {hardware.name} has {node} GPUs, and jobs hold whole ones:"
             f" {gpus // node * node:,} or {(gpus // node + 1) * node:,}"
         )
-    if segment is not None:
-        problems += _segment(hardware, gpus, segment)
+    problems += _segments(hardware, gpus, segment)
     if recipe.precision == "nvfp4" and chip.fp4_flop_per_s is None:
         problems.append(f"--precision nvfp4: {chip.name} has no FP4; say bf16 or fp8")
     elif recipe.precision != "bf16" and chip.fp8_flop_per_s is None:
@@ -422,29 +423,32 @@ def _check(model: Model, recipe: Recipe, limits: Limits, gpus: int, segment: int
         raise DocumentError(problems)
 
 
-def _segment(hardware: catalog.System, gpus: int, segment: int) -> list[str]:
-    """Segments are whole instances inside a domain, and alike."""
-    node = min(hardware.gpus_per_node, gpus)
-    fits = [n for n in range(node, hardware.gpus + 1, node) if gpus % n == 0]
-    if segment in fits:
+def _segments(hardware: catalog.System, gpus: int, segment: int | None) -> list[str]:
+    """What can't be of the job's part of each NVLink domain: gangs hold whole nodes."""
+    if segment is None:
         return []
-    told = f"--segment {segment}: a domain of {hardware.name} has {hardware.gpus} GPUs in instances of {node}"
-    return [f"{told}; {gpus:,} GPUs can be divided into segments of {', '.join(map(str, fits))}"]
+    if segment > hardware.gpus or gpus % segment:
+        has = f"a domain of {hardware.name} has {hardware.gpus} GPUs"
+        return [f"--segment {segment}: {has}, and {gpus:,} must be a multiple of it"]
+    node = hardware.gpus_per_node
+    if segment == gpus or segment % node == 0:
+        return []
+    whole = [n for n in range(node, hardware.gpus + 1, node) if gpus % n == 0] or [gpus]
+    holds = f"an instance of {hardware.name} has {node} GPUs, and segments hold whole ones"
+    return [f"--segment {segment}: {holds}: say {' or '.join(map(str, whole))}"]
 
 
-def _idle(model: Model, recipe: Recipe, asked: dict[str, Any]) -> list[str]:
+def _ignored(model: Model, recipe: Recipe, asked: dict[str, Any]) -> list[str]:
     """Warnings of options that change nothing here."""
-    given = {
-        "--dispatcher": asked["dispatcher"], "--imbalance": asked["imbalance"], "--overlap-ep": asked["overlap_ep"]
-    }  # fmt: skip
-    found = []
-    if experts_of(model) is None:
-        found = [
-            f"{name} changes nothing: {model.name} has no experts" for name, told in given.items() if told
-        ]
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("dispatcher", "imbalance", "overlap_ep")
+        if asked[name] and experts_of(model) is None
+    ]
+    told = [f"{' and '.join(given)}: of no effect, {model.name} has no experts"] if given else []
     if asked["bf16_layers"] is not None and not recipe.is_low:
-        found.append("--bf16-layers changes nothing: all layers are in BF16")
-    return found
+        told.append("--bf16-layers: of no effect, in bf16 all layers are")
+    return told
 
 
 def _leaves(recipe: Recipe, domain: int) -> list[str]:

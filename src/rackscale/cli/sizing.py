@@ -206,7 +206,8 @@ def size(
     recompute: Annotated[
         str | None,
         _way(
-            "none, full, or modules such as norm+activation: attention, mlp, norm, activation, latent, experts.",
+            "none, full (all layers), or modules such as norm+activation: attention, mlp, norm, activation, latent,"
+            " experts. Shares of layers are tried where nothing is said.",
             "none",
             "full",
             "attention",
@@ -223,7 +224,7 @@ def size(
             min=0.0,
             max=1.0,
             metavar="SHARE",
-            help="Of layers whose activations wait in host memory.",
+            help="Of layers whose activations wait in host memory. [default: 0; tried near a host if nothing fits]",
             show_default=False,
             rich_help_panel=LAID_OUT,
         ),
