@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rackscale import models
+from rackscale.sizing.division import SPARE
 from rackscale.sizing.layout import SHARDINGS
 from rackscale.sizing.measurements import Measurement, read
 from rackscale.sizing.recipe import Recipe
@@ -17,7 +18,6 @@ from rackscale.sizing.space import (
     CONTEXT,
     LEAST_TOKENS,
     MICRO_BATCHES,
-    SPARE,
     Limits,
     candidates,
     divisions,

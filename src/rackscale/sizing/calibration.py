@@ -155,7 +155,9 @@ def fit(
     middle = logs_of(start or {name: constant.start for name, constant in known.items()})
     low, high = (np.log([max(getattr(c, side), LEAST) for c in known.values()]) for side in ("low", "high"))
     width = np.array([c.spread for c in known.values()]) * spread
-    weight = _weights(of) if reruns else np.ones(len(of.rows))
+    # nothing is fitted to seconds that rest on our own count of FLOPs
+    told = np.array([0.0 if row.from_flops else 1.0 for row in of.rows])
+    weight = told * (_weights(of) if reruns else 1.0)
 
     def residuals(logs: Array) -> Array:
         off = np.log(of.predict(logs).seconds / of.seconds) / SIGMA

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rackscale.models.description import Attention, Experts, LatentAttention, Model
 
-SPARE = 2
-"""Places of a pipeline that no layer needs to fill: the embedding and the loss may count as a layer each (Megatron's
-account_for_embedding_in_pipeline_split, which Llama 3.1 405B's recipes set: 126 layers on 16 stages of 8 chunks)."""
+SPARE = 3
+"""Layers' places in a pipeline's chunks that may stay free: Megatron lets the embedding and the head account for one
+each (account_for_embedding_in_pipeline_split: 126 layers of Llama 3.1 405B in 128 places), and DeepSeek-V3's 61 were
+run in 64 without the one that predicts further tokens."""
 
 
 def undivided(

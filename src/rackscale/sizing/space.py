@@ -16,16 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rackscale.models.description import Attention, Experts, LatentAttention, Model
+from rackscale.sizing.division import SPARE
 from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Array, Layout, Layouts
 from rackscale.sizing.memory import INPUTS
 from rackscale.sizing.work import layers_of, works_of
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 VIRTUAL = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24)
-SPARE = 3
-"""Layers' places in a pipeline's chunks that may stay free: Megatron lets the embedding and the head account for one
-each (126 layers of Llama 3.1 405B in 128 places), and DeepSeek-V3's 61 were run in 64 without the one that predicts
-further tokens."""
 CONTEXT = (1, 2, 4, 8, 16, 32)
 LEAST_TOKENS = 2048
 """Of a sequence on each rank of context parallelism; less leaves attention's kernels nothing to do (assumed)."""
