@@ -473,3 +473,12 @@ def test_numbers_and_words_are_taken_as_they_are_printed() -> None:
     assert found["gpus"] == 1024
     wrong = rackscale("size", "llama3.1-8b", "--system", "p5", "--gpus", "1,02", code=2)
     assert "--gpus '1,02' is not a number" in wrong.err
+
+
+def test_what_a_model_is_and_a_batch_of_tokens_taken_for_sequences_are_told() -> None:
+    job = ("size", "deepseek-v3", "--system", "p6-b200", "--gpus", "256", "--top", "1")
+    usual = rackscale(*job)
+    assert "671.0 B parameters, 37.6 B of them active" in " ".join(usual.out.split())
+    assert rackscale(*job, "--json").json["active_parameters"] == pytest.approx(37.6e9, rel=0.01)
+    much = rackscale(*job, "--global-batch", "4M", "--seq", "4k")
+    assert "it counts sequences, not tokens" in " ".join(much.out.split())

@@ -46,6 +46,8 @@ RECOMPUTE = {"none": frozenset[str](), "full": FULL} | {module: frozenset({modul
 OLDEST, AHEAD = 2020.0, 1.0
 """Years: of the oldest software that is sized, and by how much one may be ahead of the newest known."""
 MOST_GPUS = 10_000_000
+MOST_TOKENS = 2**28
+"""Of a step, without a warning: four times the most that was published (63 M, DeepSeek-V3)."""
 MORE = 7
 """Doublings of the GPUs that are tried where nothing fits."""
 MEANT = {
@@ -177,6 +179,11 @@ def question(asked: dict[str, Any]) -> Question:
     tokens, warnings = _sequence(model, tokens, choices)
     warnings += _ignored(model, recipe, asked)
     batch = _batch(model, batch, gpus, tokens, recipe, choices)
+    if batch * tokens > MOST_TOKENS:
+        told = f"{batch:,} sequences are {batch * tokens / 1e6:,.0f} M tokens a step"
+        warnings.append(
+            f"--global-batch: {told}, more than was ever published; it counts sequences, not tokens"
+        )
     more = {"run_tokens": run_tokens, **_more(asked, choices)}
     return Question(
         model=model, recipe=recipe, gpus=gpus, batch=batch, tokens=tokens, limits=limits, top=asked["top"],

@@ -89,10 +89,13 @@ def _head(found: Sizing, recipe: Recipe) -> list[Text]:
             f"{tight:g}:1 above" if tight > 1.0 else "non-blocking above"
         )
     step = found.global_batch * found.sequence_tokens / 1e6
+    has = f"{found.parameters / 1e9:,.1f} B parameters"
+    if found.active_parameters < found.parameters:
+        has += f", {found.active_parameters / 1e9:,.1f} B of them active"
     return [
         Text(f"{found.model} on {found.gpus:,} x {recipe.chip} ({found.system}: {where})", style="bold"),
         Text(
-            f"{recipe.task} in {recipe.precision}, {recipe.optimizer}, {recipe.family} of {recipe.year:.1f}"
+            f"{has}; {recipe.task} in {recipe.precision}, {recipe.optimizer}, {recipe.family} of {recipe.year:.1f}"
         ),
         Text(
             f"global batch {found.global_batch:,} x {found.sequence_tokens:,} tokens = {step:,.1f} M tokens a step"

@@ -10,6 +10,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from rackscale import models
 from rackscale.models.description import Model
 from rackscale.sizing import bands
 from rackscale.sizing.advice import advice
@@ -82,6 +83,10 @@ class Sizing(Struct, frozen=True, kw_only=True):
     """Ranked layouts of a model on a system."""
 
     model: str
+    parameters: int
+    """All, without those of multi-token prediction."""
+    active_parameters: int
+    """That one token passes through."""
     system: str
     gpus: int
     domain_gpus: int
@@ -205,6 +210,8 @@ def _answer(
     best, faster = _candidates(model, found.best, recipe, per_token=per_token, usd=usd, top=top)
     return Sizing(
         model=model.name,
+        parameters=models.parameters(model),
+        active_parameters=models.active_parameters(model),
         system=recipe.system,
         gpus=int(at.gpus[0]),
         domain_gpus=int(at.domain[0]),
