@@ -29,7 +29,16 @@ from rackscale.sizing.stage import (
     weights_of,
     widths,
 )
-from rackscale.sizing.work import BF16, Product, Work, head_work, layers_of, tokens_of, works_of
+from rackscale.sizing.work import (
+    BF16,
+    Product,
+    Work,
+    head_work,
+    layers_of,
+    reached,
+    tokens_of,
+    works_of,
+)
 
 TILE = 128.0
 """Keys that a tile of flash attention computes beyond a window's edge."""
@@ -367,8 +376,8 @@ class _Pricer:
             inside = each * work.active * (at.ep - 1.0) / at.ep
             across = each * work.active * (at.ep - local) / at.ep
         else:
-            inside = each * (at.ep - 1.0) * _reached(at.ep, work.active)
-            across = each * (domains - 1.0) * _reached(domains, work.active)
+            inside = each * (at.ep - 1.0) * reached(at.ep, work.active)
+            across = each * (domains - 1.0) * reached(domains, work.active)
         near = self.dispatch(inside, 0.0, at.ep)
         far = np.where(domains > 1.0, self.dispatch(0.0, across, local), 0.0)
         return near, far
@@ -473,11 +482,6 @@ class _Pricer:
         spare = full * chunks - depth
         self.total.layers += np.where(at.pp > 1, full * chunks / depth, 1.0)
         self.total.head_share += np.where((at.pp > 1) & (spare >= 1.0), SPARE_HEAD, 1.0)
-
-
-def _reached(places: Array, active: int) -> Array:
-    """Chance that a place holds one of a token's experts, drawn evenly."""
-    return 1.0 - (1.0 - 1.0 / places) ** active
 
 
 def _newton_schulz(p: Product) -> Array:

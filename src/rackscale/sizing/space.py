@@ -19,6 +19,7 @@ from rackscale.models.description import Attention, Experts, LatentAttention, Mo
 from rackscale.sizing.division import SPARE
 from rackscale.sizing.layout import FULL, MODULES, SHARDINGS, Array, Layout, Layouts
 from rackscale.sizing.memory import INPUTS
+from rackscale.sizing.stage import ROUNDING, depth_of
 from rackscale.sizing.work import layers_of, works_of
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -230,12 +231,12 @@ def candidates(
 
 def spare(model: Model, chunks: Array) -> Array:
     """Places for layers that stay free where as many chunks of a pipeline are alike."""
-    return np.asarray(np.ceil(_depth(model) / chunks - 1e-9) * chunks - _depth(model))
+    return np.asarray(np.ceil(depth_of(model) / chunks - ROUNDING) * chunks - depth_of(model))
 
 
 def uneven(model: Model, *, gpus: int, limits: Limits) -> str | None:
     """Why no pipeline within `limits` divides the model's layers, and what does; None: one does."""
-    depths = [n for n in divisors(gpus) if n <= _depth(model)]
+    depths = [n for n in divisors(gpus) if n <= depth_of(model)]
     pps = depths if limits.pp is None else [limits.pp]
     virtuals = VIRTUAL if limits.virtual is None else (limits.virtual,)
 
@@ -255,8 +256,8 @@ def uneven(model: Model, *, gpus: int, limits: Limits) -> str | None:
     }
     fixes = [f"{name} {' or '.join(map(str, some))}" for name, some in ways.items() if some]
     return (
-        f"{given}: the {_depth(model)} layers of {model.name} would leave more than {SPARE} places free in chunks that"
-        f" are alike: say {', or '.join(fixes) or 'another --virtual'}"
+        f"{given}: the {depth_of(model)} layers of {model.name} would leave more than {SPARE} places free in chunks"
+        f" that are alike: say {', or '.join(fixes) or 'another --virtual'}"
     )
 
 
@@ -284,7 +285,7 @@ class _Asked:
         cps = (n for n in CONTEXT if n == 1 or self.tokens // n >= LEAST_TOKENS)
         of = _grid(
             tp=_or(limits.tp, tps),
-            pp=_or(limits.pp, (n for n in divisors(self.gpus) if n <= _depth(self.model))),
+            pp=_or(limits.pp, (n for n in divisors(self.gpus) if n <= depth_of(self.model))),
             cp=_or(limits.cp, cps),
             micro_batch=_or(limits.micro_batch, MICRO_BATCHES),
             virtual=_or(limits.virtual, VIRTUAL),
@@ -337,11 +338,6 @@ def _grid(**choices: Iterable[int]) -> dict[str, Array]:
 
 def _or(limit: int | None, every: Iterable[int]) -> Iterable[int]:
     return every if limit is None else [limit]
-
-
-def _depth(model: Model) -> int:
-    """Layers, with those that predict further tokens."""
-    return model.depth + model.mtp_layers
 
 
 def _heads(model: Model) -> int:

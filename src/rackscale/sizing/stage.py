@@ -91,9 +91,9 @@ def widths(at: Layouts) -> tuple[Array, Array]:
     return width, np.minimum(width, expert_ranks(at))
 
 
-def depth_of(model: Model) -> float:
+def depth_of(model: Model) -> int:
     """Layers, those of multi-token prediction too."""
-    return float(model.depth + model.mtp_layers)
+    return model.depth + model.mtp_layers
 
 
 def chunk_layers(model: Model, at: Layouts) -> Array:

@@ -17,6 +17,7 @@ from rackscale.sizing.fields import Fields, columns
 from rackscale.sizing.layout import Layout, Sharding
 from rackscale.sizing.recipe import (
     PRECISIONS,
+    TASKS,
     Dispatcher,
     Family,
     Graphs,
@@ -179,7 +180,7 @@ def recipe_of(of: Fields, model: Model, system: str, precision: Precision, year:
     return Recipe(
         system=system,
         precision=precision,
-        task=_one_of(task, ("pretrain", "sft", "lora"), of),
+        task=_one_of(task, TASKS, of),
         family=family,
         year=year,
         graphs=_graphs(of),

@@ -366,12 +366,14 @@ def experts(model: Model, feed: Experts, at: Layouts) -> Work:
     )
 
 
-def _copies(feed: Experts, at: Layouts) -> Array:
-    """Ranks that a token is sent to: its experts' ranks, each one once, its own not.
+def reached(places: Array, active: int) -> Array:
+    """Chance that one of `places` alike (ranks, domains) holds one of a token's `active` experts, drawn evenly."""
+    return 1.0 - (1.0 - 1.0 / places) ** active
 
-    With `active` of `count` experts drawn evenly over ep ranks, a rank is among them with 1 - (1 - 1/ep)^active.
-    """
-    return (at.ep - 1.0) * (1.0 - (1.0 - 1.0 / at.ep) ** feed.active) * at.etp
+
+def _copies(feed: Experts, at: Layouts) -> Array:
+    """Ranks that a token is sent to: its experts' ranks, each one once, its own not."""
+    return (at.ep - 1.0) * reached(at.ep, feed.active) * at.etp
 
 
 def mixer_work(model: Model, mixer: Mixer, at: Layouts) -> Work:
